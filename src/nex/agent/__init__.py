@@ -1,0 +1,1 @@
+"""The program in a machine: runs one workload through a provider."""

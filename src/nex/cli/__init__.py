@@ -1,0 +1,1 @@
+"""The `nex` command: one module per noun, imported when called."""

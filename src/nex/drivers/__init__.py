@@ -1,0 +1,1 @@
+"""How a kind of machine is made, watched and destroyed. Host rooms: they know no NATS and no provider."""

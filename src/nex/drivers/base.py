@@ -1,0 +1,178 @@
+"""The seam between the node and a kind of machine.
+
+The life of a machine: ``driver.create(spec)`` → ``machine.start()`` → the agent inside reports ready over the node
+plane (the node hears that, not the driver) → ``machine.wait()`` tells how it ended → ``machine.destroy()``. After a
+crash of the node, ``driver.reclaim(handle)`` destroys what an earlier run left. Every implementation runs the
+contract suite in `nex.testing.driver_contract`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, ClassVar
+
+import msgspec
+
+from nex.processes import Exit
+
+__all__ = [
+    "Capabilities",
+    "Driver",
+    "DriverContext",
+    "Fingerprint",
+    "Handle",
+    "Health",
+    "Machine",
+    "MachineSpec",
+    "Resources",
+    "Usage",
+]
+
+
+class Health(StrEnum):
+    """UNDETECTED: what it needs is not here. UNHEALTHY: it is here but does not work. HEALTHY: it works."""
+
+    UNDETECTED = "undetected"
+    UNHEALTHY = "unhealthy"
+    HEALTHY = "healthy"
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Whether a driver can work on this host, why not, and how to get there."""
+
+    health: Health
+    reason: str = ""
+    remedy: str = ""
+    details: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """Asked before they are relied on. ``isolates``: strangers' code is safe inside."""
+
+    isolates: bool
+    limits_memory: bool = False
+    limits_cpu: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a machine gets."""
+
+    vcpu_count: int = 1
+    memory_mib: int = 256
+
+
+@dataclass(frozen=True, slots=True)
+class MachineSpec:
+    """A machine to make.
+
+    ``hello`` is the encoded `nex.protocol.agent.Hello`, which holds credentials: the driver hands it to the agent
+    unread and over a private way (never argv, environment or a readable file). ``server`` is the (host, port) of
+    the node's private server: where the driver joins the agent's byte stream to, if it has no network.
+    """
+
+    id: str
+    hello: bytes = field(repr=False)
+    server: tuple[str, int]
+    resources: Resources = Resources()
+
+
+class Handle(msgspec.Struct, frozen=True, kw_only=True):
+    """Enough to find and destroy a machine after a restart of the node. JSON; ``data`` is the driver's own."""
+
+    version: int = 1
+    driver: str
+    machine_id: str
+    data: dict[str, Any] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a machine has used: CPU seconds since its start, memory now."""
+
+    cpu_s: float
+    memory_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class DriverContext:
+    """What a node gives its driver: a private folder (mode 0700), its own section of the configuration."""
+
+    state: Path
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Machine(ABC):
+    """One machine and the agent in it."""
+
+    def __init__(self, spec: MachineSpec) -> None:
+        self.id = spec.id
+
+    @property
+    @abstractmethod
+    def handle(self) -> Handle:
+        """What `Driver.reclaim` needs. Valid once `start` has returned."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Start the machine; when this returns, its agent has been given the hello.
+
+        Raises:
+            MachineError: it could not be started; nothing is left behind.
+        """
+
+    @abstractmethod
+    async def wait(self) -> Exit:
+        """Wait until the machine has ended, whatever ended it."""
+
+    @abstractmethod
+    async def destroy(self) -> None:
+        """KILL everything in the machine and remove all it left. Safe to call twice and at any time."""
+
+    @abstractmethod
+    async def usage(self) -> Usage:
+        """What the machine uses now."""
+
+    @abstractmethod
+    def console(self) -> str:
+        """The bounded tail of what the machine and its agent printed, for error messages."""
+
+
+class Driver(ABC):
+    """Makes machines of one kind."""
+
+    name: ClassVar[str]
+    capabilities: ClassVar[Capabilities]
+
+    def __init__(self, context: DriverContext) -> None:
+        self.context = context
+
+    @abstractmethod
+    async def fingerprint(self) -> Fingerprint:
+        """Look at the host, now. Never raises for what is missing: it says so."""
+
+    @abstractmethod
+    async def open(self) -> None:
+        """Get ready to make machines.
+
+        Raises:
+            MachineError: it cannot.
+        """
+
+    @abstractmethod
+    def create(self, spec: MachineSpec) -> Machine:
+        """A machine that is not started yet."""
+
+    @abstractmethod
+    async def reclaim(self, handle: Handle) -> None:
+        """Destroy what is left of a machine of an earlier run; nothing left is no error."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Destroy every machine that is left, and whatever `open` made."""

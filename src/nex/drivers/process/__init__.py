@@ -1,0 +1,1 @@
+"""Machines that are plain child processes: for development, not for strangers' code."""

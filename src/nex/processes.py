@@ -1,0 +1,267 @@
+"""Child processes that cannot outlive us: own group, parent-death signal, always reaped, stopped in grades.
+
+Everything that Nex starts (servers, machines, engine workers, services) is a `Child`. Exits are watched through
+a pidfd on the event loop: no signal handler, no polling, no reuse of pids.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NoReturn
+
+__all__ = ["Child", "Exit", "LineReader", "become_subreaper", "die_with_parent", "hide_from_debuggers"]
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _prctl(option: int, value: int) -> None:
+    if _libc.prctl(option, value, 0, 0, 0) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+
+
+def die_with_parent(parent: int, sig: int = signal.SIGKILL) -> None:
+    """Have the kernel send us ``sig`` when the thread that made us ends; exit now if it already has."""
+    _prctl(_PR_SET_PDEATHSIG, sig)
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def become_subreaper() -> None:
+    """Have orphans below us become our children, so that none can escape by forking twice."""
+    _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def hide_from_debuggers() -> None:
+    """Keep other processes of this user from tracing us or reading our memory and environment."""
+    _prctl(_PR_SET_DUMPABLE, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended: ``code`` is the exit code, or -1 if ``signal`` ended it."""
+
+    code: int
+    signal: int | None = None
+
+    def __str__(self) -> str:
+        if self.signal is None:
+            return f"exit code {self.code}"
+        with contextlib.suppress(ValueError):
+            return f"signal {signal.Signals(self.signal).name}"
+        return f"signal {self.signal}"
+
+
+class Child:
+    """A direct child process, leader of its own process group. Make it with `spawn` or `fork`.
+
+    Both must be called in the main thread: the kernel ties the parent-death signal to the thread that forked.
+    """
+
+    def __init__(self, pid: int, popen: subprocess.Popen[bytes] | None = None) -> None:
+        self.pid = pid
+        self._popen = popen
+        self._pidfd = os.pidfd_open(pid)
+        self._exit: Exit | None = None
+        self._gone: asyncio.Future[Exit] | None = None
+
+    @classmethod
+    def spawn(
+        cls,
+        argv: Sequence[str | Path],
+        *,
+        env: Mapping[str, str],
+        cwd: Path | None = None,
+        stdin: int | IO[bytes] | None = subprocess.DEVNULL,
+        stdout: int | IO[bytes] | None = subprocess.DEVNULL,
+        stderr: int | IO[bytes] | None = subprocess.DEVNULL,
+        pass_fds: Sequence[int] = (),
+        rlimits: Mapping[int, int] | None = None,
+    ) -> Child:
+        """Start a program. ``rlimits`` maps ``resource.RLIMIT_*`` to the soft and hard limit.
+
+        Raises:
+            OSError: it cannot be executed.
+        """
+        parent = os.getpid()
+        limits = dict(rlimits or {})
+
+        def prepare() -> None:
+            die_with_parent(parent)
+            for which, value in limits.items():
+                resource.setrlimit(which, (value, value))
+
+        popen = subprocess.Popen(
+            [os.fspath(a) for a in argv],
+            env=dict(env),
+            cwd=cwd,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            pass_fds=tuple(pass_fds),
+            start_new_session=True,
+            preexec_fn=prepare,  # noqa: PLW1509 - only async-signal-safe calls, and our own limits
+        )
+        return cls(popen.pid, popen)
+
+    @classmethod
+    def fork(cls, main: Callable[[], None], *, keep_fds: Sequence[int] = ()) -> Child:
+        """Run ``main`` in a fork of this process that inherits its memory and, of its files, ``keep_fds`` and 0-2."""
+        parent = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            _in_fork(main, parent, keep_fds)
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # as the child does for itself: whoever comes first
+        return cls(pid)
+
+    @property
+    def returned(self) -> Exit | None:
+        """How it ended, or None while it runs."""
+        return self._exit
+
+    async def wait(self) -> Exit:
+        """Wait until it has ended; it is reaped then."""
+        if self._exit is not None:
+            return self._exit
+        if self._gone is None:
+            loop = asyncio.get_running_loop()
+            self._gone = loop.create_future()
+            loop.add_reader(self._pidfd, self._reap)
+        return await asyncio.shield(self._gone)
+
+    def _reap(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._pidfd)
+        _, status = os.waitpid(self.pid, 0)
+        code = os.waitstatus_to_exitcode(status)
+        self._exit = Exit(code) if code >= 0 else Exit(-1, -code)
+        if self._popen is not None:
+            self._popen.returncode = code  # reaped here; Popen must not try again
+        os.close(self._pidfd)
+        if self._gone is not None and not self._gone.done():
+            self._gone.set_result(self._exit)
+
+    def signal(self, sig: int) -> None:
+        """Send ``sig`` to the whole process group; nothing happens if it has ended."""
+        if self._exit is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, sig)
+
+    async def kill(self) -> Exit:
+        """KILL the group and reap it, whatever cancels us meanwhile."""
+        self.signal(signal.SIGKILL)
+        return await asyncio.shield(self.wait())
+
+    async def stop(self, grace_s: float) -> Exit:
+        """TERM the group, wait up to ``grace_s`` seconds for the leader, KILL what is left of the group."""
+        self.signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(grace_s):
+                exited = await self.wait()
+        except TimeoutError:
+            return await self.kill()
+        except asyncio.CancelledError:
+            await self.kill()
+            raise
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)  # members that outlived their leader
+        return exited
+
+
+def _in_fork(main: Callable[[], None], parent: int, keep_fds: Sequence[int]) -> NoReturn:
+    status = 1
+    try:
+        os.setsid()
+        signal.set_wakeup_fd(-1)
+        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+            signal.signal(sig, signal.SIG_DFL)
+        die_with_parent(parent)
+        _close_all_but({0, 1, 2, *keep_fds})
+        asyncio.set_event_loop(None)
+        asyncio._set_running_loop(None)  # noqa: SLF001 - the parent's loop is not ours
+        main()
+        status = 0
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:  # noqa: BLE001 - the last line before _exit: tell it, and never return into the parent's stack
+        import traceback  # noqa: PLC0415 - only here, after a failure
+
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    for fd in (int(name) for name in os.listdir("/proc/self/fd")):  # noqa: PTH208 - names only
+        if fd not in keep:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+
+
+class LineReader:
+    """Splits what arrives on a pipe into lines of bounded length and hands each to ``on_line``, without its newline.
+
+    A line longer than ``limit_bytes`` is handed over in pieces. Bytes that are no UTF-8 are replaced.
+    """
+
+    def __init__(self, fd: int, on_line: Callable[[str], None], *, limit_bytes: int = 16384) -> None:
+        self._fd = fd
+        self._on_line = on_line
+        self._limit = limit_bytes
+        self._buffer = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self._ended = self._loop.create_future()
+        os.set_blocking(fd, False)
+        self._loop.add_reader(fd, self._read)
+
+    def _read(self) -> None:
+        try:
+            data = os.read(self._fd, 65536)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self._buffer += data
+        *lines, rest = self._buffer.split(b"\n")
+        for line in lines:
+            self._emit(line)
+        while len(rest) > self._limit:
+            self._emit(rest[: self._limit])
+            rest = rest[self._limit :]
+        self._buffer = rest
+
+    def _emit(self, line: bytes | bytearray) -> None:
+        for start in range(0, max(len(line), 1), self._limit):
+            piece = codecs.decode(bytes(line[start : start + self._limit]), "utf-8", "replace")
+            self._on_line(piece.removesuffix("\r"))
+
+    async def wait(self) -> None:
+        """Wait until the other end has closed and every line has been handed over."""
+        await asyncio.shield(self._ended)
+
+    def close(self) -> None:
+        """Stop reading, hand over what is left, close the pipe."""
+        if self._ended.done():
+            return
+        self._loop.remove_reader(self._fd)
+        if self._buffer:
+            self._emit(self._buffer)
+            self._buffer.clear()
+        os.close(self._fd)
+        self._ended.set_result(None)

@@ -1,0 +1,1 @@
+"""What is said on the wire: subjects and messages as pure data. No sockets, no clock, no keys."""

@@ -1,0 +1,203 @@
+"""The node plane: what a node and the agents in its machines say to each other over the private server.
+
+Subjects (``<m>`` is a machine id; an agent's user may publish to its own ``host.<m>.>`` and subscribe to its own
+``agent.<m>.>`` and ``_INBOX.<m>.>``, nothing else):
+
+====================================  ===========  ==================================================
+``host.<m>.ready``                    agent→node   request, `Ready` → empty; the machine is warm
+``host.<m>.artifact``                 agent→node   request, `ArtifactRequest` → raw bytes of that piece
+``host.<m>.log``                      agent→node   `LogBatch`
+``host.<m>.calls``                    agent→node   `CallReport`, at most one a second and trigger
+``host.<m>.exit``                     agent→node   `ServiceExit`: the service has ended by itself
+``agent.<m>.start``                   node→agent   request, `StartRequest` → `StartReply`
+``agent.<m>.stop``                    node→agent   request, `StopRequest` → `StopReply`
+``agent.<m>.ping``                    node→agent   request, empty → empty
+``agent.<m>.call.<n>.<subject…>``     node→agent   one trigger message, raw; ``<n>`` is the trigger's index
+====================================  ===========  ==================================================
+
+A reply to a call carries the function's own headers and payload; a call that failed is answered with the headers
+``Nats-Service-Error`` (a safe text) and ``Nats-Service-Error-Code`` (a decimal status) and no payload.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import msgspec
+
+from nex.protocol.base import Message
+
+__all__ = [
+    "ERROR_CODE_HEADER",
+    "ERROR_HEADER",
+    "ArtifactRequest",
+    "CallReport",
+    "Credentials",
+    "Hello",
+    "Limits",
+    "LogBatch",
+    "LogLine",
+    "Ready",
+    "ServiceExit",
+    "StartReply",
+    "StartRequest",
+    "StopReply",
+    "StopRequest",
+    "Subscription",
+    "agent_subject",
+    "call_prefix",
+    "host_subject",
+    "inbox_prefix",
+]
+
+ERROR_HEADER = "Nats-Service-Error"
+ERROR_CODE_HEADER = "Nats-Service-Error-Code"
+
+HostVerb = Literal["ready", "artifact", "log", "calls", "exit"]
+AgentVerb = Literal["start", "stop", "ping"]
+
+
+def host_subject(machine_id: str, verb: HostVerb) -> str:
+    """Where an agent speaks to its node."""
+    return f"host.{machine_id}.{verb}"
+
+
+def agent_subject(machine_id: str, verb: AgentVerb) -> str:
+    """Where a node speaks to an agent."""
+    return f"agent.{machine_id}.{verb}"
+
+
+def call_prefix(machine_id: str, trigger: int) -> str:
+    """What stands before the real subject of a trigger message that the node passes on."""
+    return f"agent.{machine_id}.call.{trigger}."
+
+
+def inbox_prefix(machine_id: str) -> str:
+    """The only inbox an agent may hear."""
+    return f"_INBOX.{machine_id}"
+
+
+class Credentials(Message):
+    """How to connect to a server of the node: its URL, a user JWT and the user's seed."""
+
+    SECRET: ClassVar[frozenset[str]] = frozenset({"jwt", "seed"})
+    url: str
+    jwt: str
+    seed: str
+
+
+class Hello(Message):
+    """The first thing a machine hears: who it is, what time it is, fresh entropy, how to reach its node."""
+
+    SECRET: ClassVar[frozenset[str]] = frozenset({"entropy"})
+    machine_id: str
+    time_ns: int
+    entropy: bytes
+    credentials: Credentials
+
+
+class Ready(Message):
+    """The agent's handshake. ``started_ns`` is when its program began, on its own clock."""
+
+    version: str
+    workload_types: tuple[str, ...]
+    pid: int
+    started_ns: int
+
+
+class ArtifactRequest(Message):
+    """One piece of the artifact of the workload that this machine was told to start."""
+
+    offset: int
+    size: int
+
+
+class Limits(Message):
+    """What one workload may use. ``memory_bytes`` is per call for functions, per process for services."""
+
+    timeout_s: float = 5.0
+    memory_bytes: int = 64 * 1024 * 1024
+    parallel: int = 1
+    queue: int = 1024
+    result_bytes: int = 1024 * 1024
+
+
+class Subscription(Message):
+    """One trigger: ``subject`` is what the agent subscribes to (in ``queue``, if any), ``trigger`` what was registered.
+
+    The first ``skip`` characters of an arriving subject are the way to this agent; the rest is the real subject.
+    """
+
+    trigger: str
+    subject: str
+    queue: str = ""
+    skip: int = 0
+
+
+class StartRequest(Message):
+    """Run this workload. The agent answers when it runs (a function: when it is subscribed) or says why not."""
+
+    SECRET: ClassVar[frozenset[str]] = frozenset({"environment"})
+    workload_id: str
+    namespace: str
+    name: str
+    type: str
+    digest: str
+    size: int
+    argv: tuple[str, ...] = ()
+    environment: dict[str, str] = msgspec.field(default_factory=dict)
+    limits: Limits = Limits()
+    subscriptions: tuple[Subscription, ...] = ()
+    data: Credentials | None = None
+    """Where the subscriptions are made, if not on the agent's own connection (a joined public system)."""
+
+
+class StartReply(Message):
+    """``error`` is None when the workload runs; else a safe text (``code`` says of which kind)."""
+
+    error: str | None = None
+    code: str = ""
+
+
+class StopRequest(Message):
+    """Stop the workload: no new calls, finish those under way, TERM, and KILL after ``grace_s``."""
+
+    grace_s: float = 5.0
+
+
+class StopReply(Message):
+    """The workload is gone. ``code`` and ``signal`` as in `ServiceExit`; 0 for functions."""
+
+    code: int = 0
+    signal: int | None = None
+
+
+class ServiceExit(Message):
+    """A service ended by itself: its exit code, or -1 and the signal."""
+
+    code: int
+    signal: int | None = None
+
+
+class LogLine(Message):
+    """One line of a workload's output. ``level`` is slog text: DEBUG, INFO, WARN, ERROR."""
+
+    level: str
+    text: str
+
+
+class LogBatch(Message):
+    """Lines in the order they were written; ``dropped`` counts those lost to the rate limit before them."""
+
+    lines: tuple[LogLine, ...]
+    dropped: int = 0
+
+
+class CallReport(Message):
+    """What happened on one trigger since the last report. ``failures`` holds the first few safe texts."""
+
+    trigger: str
+    succeeded: int = 0
+    elapsed_ns: int = 0
+    failed: int = 0
+    failures: tuple[str, ...] = ()

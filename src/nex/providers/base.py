@@ -1,0 +1,98 @@
+"""The seam between the agent and a kind of workload.
+
+A provider is made for one workload, started once, stopped once. `Function` answers calls; `Service` runs until it
+ends or is stopped. Every implementation runs the contract suite in `nex.testing.provider_contract`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nex.processes import Exit
+from nex.protocol.agent import Limits
+
+__all__ = ["Function", "Invocation", "Log", "Provider", "Result", "Service", "Workload"]
+
+Log = Callable[[str, str], None]
+"""``log(level, line)``: one line of the workload's output; level is DEBUG, INFO, WARN or ERROR. Never blocks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is to run. ``artifact`` is a private, verified file; ``folder`` an empty working folder of its own."""
+
+    id: str
+    namespace: str
+    name: str
+    type: str
+    artifact: Path
+    folder: Path
+    argv: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(slots=True)
+class Invocation:
+    """One message for a function: the real subject, the raw payload, the headers (None when there are none)."""
+
+    subject: str
+    payload: bytes
+    headers: Mapping[str, str] | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """What a function answered."""
+
+    payload: bytes
+    headers: Mapping[str, str] | None = None
+
+
+class Provider(ABC):
+    """Runs one workload in this machine."""
+
+    def __init__(self, workload: Workload, log: Log) -> None:
+        self.workload = workload
+        self.log = log
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Check and start the workload; when this returns, it runs.
+
+        Raises:
+            StartError: the artifact or its settings are wrong; nothing is left behind.
+        """
+
+    @abstractmethod
+    async def stop(self, grace_s: float) -> Exit:
+        """Finish what is under way, TERM, and KILL after ``grace_s`` seconds. Leaves no process and no file.
+
+        Calling it twice, or before `start`, does no harm. Functions return ``Exit(0)``.
+        """
+
+
+class Function(Provider):
+    """A workload that runs when it is called. Calls may overlap, up to ``limits.parallel`` at work at once."""
+
+    @abstractmethod
+    async def call(self, invocation: Invocation) -> Result:
+        """Run the function once.
+
+        Raises:
+            CallFailed: it threw, trapped, exited non-zero or its process died; the next call is served.
+            CallTimedOut: it ran longer than ``limits.timeout_s`` and was cut off; the next call is served.
+            CallTooLarge: its result is over ``limits.result_bytes``.
+            CallOverloaded: ``limits.queue`` calls wait already; it was not started.
+        """
+
+
+class Service(Provider):
+    """A workload that runs by itself."""
+
+    @abstractmethod
+    async def wait(self) -> Exit:
+        """Wait until the service has ended, by itself or by `stop`; all its output has been logged then."""

@@ -1,0 +1,1 @@
+"""JavaScript and TypeScript functions in Deno workers."""

@@ -1,0 +1,1 @@
+"""Test kit: real servers, contract suites for drivers and providers."""
