@@ -77,7 +77,7 @@ def inbox_prefix(machine_id: str) -> str:
     return f"_INBOX.{machine_id}"
 
 
-class Credentials(Message):
+class Credentials(Message, frozen=True):
     """How to connect to a server of the node: its URL, a user JWT and the user's seed."""
 
     SECRET: ClassVar[frozenset[str]] = frozenset({"jwt", "seed"})
@@ -86,7 +86,7 @@ class Credentials(Message):
     seed: str
 
 
-class Hello(Message):
+class Hello(Message, frozen=True):
     """The first thing a machine hears: who it is, what time it is, fresh entropy, how to reach its node."""
 
     SECRET: ClassVar[frozenset[str]] = frozenset({"entropy"})
@@ -96,7 +96,7 @@ class Hello(Message):
     credentials: Credentials
 
 
-class Ready(Message):
+class Ready(Message, frozen=True):
     """The agent's handshake. ``started_ns`` is when its program began, on its own clock."""
 
     version: str
@@ -105,14 +105,14 @@ class Ready(Message):
     started_ns: int
 
 
-class ArtifactRequest(Message):
+class ArtifactRequest(Message, frozen=True):
     """One piece of the artifact of the workload that this machine was told to start."""
 
     offset: int
     size: int
 
 
-class Limits(Message):
+class Limits(Message, frozen=True):
     """What one workload may use. ``memory_bytes`` is per call for functions, per process for services."""
 
     timeout_s: float = 5.0
@@ -122,7 +122,7 @@ class Limits(Message):
     result_bytes: int = 1024 * 1024
 
 
-class Subscription(Message):
+class Subscription(Message, frozen=True):
     """One trigger: ``subject`` is what the agent subscribes to (in ``queue``, if any), ``trigger`` what was registered.
 
     The first ``skip`` characters of an arriving subject are the way to this agent; the rest is the real subject.
@@ -134,7 +134,7 @@ class Subscription(Message):
     skip: int = 0
 
 
-class StartRequest(Message):
+class StartRequest(Message, frozen=True):
     """Run this workload. The agent answers when it runs (a function: when it is subscribed) or says why not."""
 
     SECRET: ClassVar[frozenset[str]] = frozenset({"environment"})
@@ -152,48 +152,48 @@ class StartRequest(Message):
     """Where the subscriptions are made, if not on the agent's own connection (a joined public system)."""
 
 
-class StartReply(Message):
+class StartReply(Message, frozen=True):
     """``error`` is None when the workload runs; else a safe text (``code`` says of which kind)."""
 
     error: str | None = None
     code: str = ""
 
 
-class StopRequest(Message):
+class StopRequest(Message, frozen=True):
     """Stop the workload: no new calls, finish those under way, TERM, and KILL after ``grace_s``."""
 
     grace_s: float = 5.0
 
 
-class StopReply(Message):
+class StopReply(Message, frozen=True):
     """The workload is gone. ``code`` and ``signal`` as in `ServiceExit`; 0 for functions."""
 
     code: int = 0
     signal: int | None = None
 
 
-class ServiceExit(Message):
+class ServiceExit(Message, frozen=True):
     """A service ended by itself: its exit code, or -1 and the signal."""
 
     code: int
     signal: int | None = None
 
 
-class LogLine(Message):
+class LogLine(Message, frozen=True):
     """One line of a workload's output. ``level`` is slog text: DEBUG, INFO, WARN, ERROR."""
 
     level: str
     text: str
 
 
-class LogBatch(Message):
+class LogBatch(Message, frozen=True):
     """Lines in the order they were written; ``dropped`` counts those lost to the rate limit before them."""
 
     lines: tuple[LogLine, ...]
     dropped: int = 0
 
 
-class CallReport(Message):
+class CallReport(Message, frozen=True):
     """What happened on one trigger since the last report. ``failures`` holds the first few safe texts."""
 
     trigger: str

@@ -11,7 +11,7 @@ from nex.errors import MessageError
 __all__ = ["Message"]
 
 
-class Message(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+class Message(msgspec.Struct, frozen=True, omit_defaults=True):
     """A JSON object on the wire. Unknown fields are ignored; fields named in ``SECRET`` never reach a repr."""
 
     SECRET: ClassVar[frozenset[str]] = frozenset()

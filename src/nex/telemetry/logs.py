@@ -79,7 +79,13 @@ def _quote(value: object) -> str:
 
 
 def configure(level: str = "info", *, as_json: bool = False, stream: TextIO | None = None) -> None:
-    """Send the log of this process to ``stream`` (standard error, if None). ``level`` is none, debug, info, warn or error."""
+    """Send this process's log to ``stream`` (None: standard error).
+
+    Args:
+        level: none, debug, info, warn or error.
+        as_json: one JSON object a line instead of text.
+        stream: where to.
+    """
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(_Json() if as_json else _Text())
     root = logging.getLogger("nex")
