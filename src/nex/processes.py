@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
 
-__all__ = ["Child", "Exit", "LineReader", "become_subreaper", "die_with_parent", "hide_from_debuggers"]
+__all__ = [
+    "Child",
+    "Exit",
+    "LineReader",
+    "become_subreaper",
+    "children_of",
+    "die_with_parent",
+    "fork_process",
+    "hide_from_debuggers",
+]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
@@ -50,12 +59,31 @@ def hide_from_debuggers() -> None:
     _prctl(_PR_SET_DUMPABLE, 0)
 
 
+def children_of(pid: int) -> list[int]:
+    """The direct children of a process, zombies included; empty if it is gone.
+
+    One that comes or goes meanwhile may be missed: whoever must be sure looks again.
+    """
+    found: list[int] = []
+    with contextlib.suppress(OSError):
+        for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - names only
+            with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123 - it is hot
+                found += [int(word) for word in file.read().split()]
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a process ended: ``code`` is the exit code, or -1 if ``signal`` ended it."""
 
     code: int
     signal: int | None = None
+
+    @classmethod
+    def of(cls, status: int) -> Exit:
+        """From the status that ``waitpid`` gave."""
+        code = os.waitstatus_to_exitcode(status)
+        return cls(code) if code >= 0 else cls(-1, -code)
 
     def __str__(self) -> str:
         if self.signal is None:
@@ -66,9 +94,10 @@ class Exit:
 
 
 class Child:
-    """A direct child process, leader of its own process group. Make it with `spawn` or `fork`.
+    """A direct child process, leader of its own process group. Make it with `spawn` or `fork`, and always `wait`.
 
-    Both must be called in the main thread: the kernel ties the parent-death signal to the thread that forked.
+    The group ends with its leader: what is left of it then is killed. Both ways of making one be called
+    in the main thread: the kernel ties the parent-death signal to the thread that forked.
     """
 
     def __init__(self, pid: int, popen: subprocess.Popen[bytes] | None = None) -> None:
@@ -120,13 +149,7 @@ class Child:
     @classmethod
     def fork(cls, main: Callable[[], None], *, keep_fds: Sequence[int] = ()) -> Child:
         """Run ``main`` in a fork of this process that inherits its memory and, of its files, ``keep_fds`` and 0-2."""
-        parent = os.getpid()
-        pid = os.fork()
-        if pid == 0:
-            _in_fork(main, parent, keep_fds)
-        with contextlib.suppress(OSError):
-            os.setpgid(pid, pid)  # as the child does for itself: whoever comes first
-        return cls(pid)
+        return cls(fork_process(main, keep_fds=keep_fds))
 
     @property
     def returned(self) -> Exit | None:
@@ -145,11 +168,15 @@ class Child:
 
     def _reap(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
-        _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        self._exit = Exit(code) if code >= 0 else Exit(-1, -code)
+        # Not reaped yet, so its id cannot be another's: the moment to end what is left of its group.
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, signal.SIGKILL)
+        try:
+            self._exit = Exit.of(os.waitpid(self.pid, 0)[1])
+        except ChildProcessError:  # somebody else reaped it: how it ended is lost, that it ended is not
+            self._exit = Exit(-1)
         if self._popen is not None:
-            self._popen.returncode = code  # reaped here; Popen must not try again
+            self._popen.returncode = self._exit.code  # reaped here; Popen must not try again
         os.close(self._pidfd)
         if self._gone is not None and not self._gone.done():
             self._gone.set_result(self._exit)
@@ -170,15 +197,23 @@ class Child:
         self.signal(signal.SIGTERM)
         try:
             async with asyncio.timeout(grace_s):
-                exited = await self.wait()
+                return await self.wait()
         except TimeoutError:
             return await self.kill()
         except asyncio.CancelledError:
             await self.kill()
             raise
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)  # members that outlived their leader
-        return exited
+
+
+def fork_process(main: Callable[[], None], *, keep_fds: Sequence[int] = ()) -> int:
+    """The bare fork behind `Child.fork`, for a program without an event loop; the caller reaps the id it returns."""
+    parent = os.getpid()
+    pid = os.fork()
+    if pid == 0:
+        _in_fork(main, parent, keep_fds)
+    with contextlib.suppress(OSError):
+        os.setpgid(pid, pid)  # as the child does for itself: whoever comes first
+    return pid
 
 
 def _in_fork(main: Callable[[], None], parent: int, keep_fds: Sequence[int]) -> NoReturn:
