@@ -1,0 +1,210 @@
+"""The NATS client library, with the parts replaced that lose, delay or hide something.
+
+What differs from the library's own `Client`:
+
+- Messages go from the reading loop straight to a handler: no queue, no task between.
+- `send` is synchronous and `flush` is ordered behind what was sent before it.
+- A late PONG, a malformed header or a handler that raises cannot end the reading loop unseen.
+- Credentials never travel in the clear to a server that we wanted TLS from.
+
+All use of the library's private names is in this module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+from nats import errors
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription as Interest
+from nats.protocol.parser import Parser
+
+from nex.errors import UnreachableError, UsageError
+from nex.transport.message import Msg, decode_headers, encode_headers
+
+__all__ = ["Wire"]
+
+_PING = b"PING\r\n"
+_SPACE = re.compile(r"[ \t\r\n]")
+_BACKLOG_BYTES = 2 << 20  # above it `drain_backlog` waits for the socket
+_BACKLOG_LIMIT_BYTES = 256 << 20  # above it nothing more is taken
+_OFFLINE_LIMIT_BYTES = 8 << 20  # what is kept for the next server while there is none
+_COPY_BYTES = 4096  # payloads up to here are joined to their header; larger ones are not copied
+
+
+class _SafeParser(Parser):
+    """The library's reading loop ends silently on an error it does not know; a protocol error makes it reconnect."""
+
+    async def parse(self, data: bytes = b"") -> None:
+        try:
+            await super().parse(data)
+        except (errors.ProtocolError, OSError, asyncio.CancelledError):
+            raise
+        except Exception as error:
+            await self.nc.report(error)
+            raise errors.ProtocolError from error
+
+
+class Wire(Client):
+    """One connection to a NATS server. `Connection` is its public face."""
+
+    def __init__(self, report: Callable[[Exception], Awaitable[None]]) -> None:
+        super().__init__()
+        self.report = report
+        self._ps = _SafeParser(self)
+        self._handlers: dict[int, Callable[[Msg], None]] = {}
+
+    # Receiving
+
+    def attach(self, subject: str, queue: str, handler: Callable[[Msg], None]) -> int:
+        """Register interest and send it; ``handler`` is called in the reading loop and must neither block nor raise.
+
+        Returns:
+            The subscription's id, for `detach` and `forget`.
+        """
+        self._check_open()
+        if not subject or _SPACE.search(subject) or _SPACE.search(queue):
+            raise UsageError(f"invalid subject {subject!r}")
+        self._sid += 1
+        self._subs[self._sid] = Interest(self, self._sid, subject, queue=queue)  # replayed by the library on reconnect
+        self._handlers[self._sid] = handler
+        self._put(f"SUB {subject} {queue} {self._sid}\r\n".encode())
+        return int(self._sid)
+
+    def detach(self, sid: int) -> None:
+        """Tell the server that no more is wanted; what is under way still reaches the handler."""
+        if self._subs.pop(sid, None) is not None and self.is_connected:
+            self._put(f"UNSUB {sid}\r\n".encode())
+
+    def forget(self, sid: int) -> None:
+        """Hand over nothing more."""
+        self._handlers.pop(sid, None)
+
+    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        handler = self._handlers.get(sid)
+        if handler is not None:
+            handler(
+                Msg(
+                    subject.decode("utf-8", "replace"),
+                    reply.decode("utf-8", "replace"),
+                    data,
+                    decode_headers(headers) if headers else None,
+                )
+            )
+
+    # Sending
+
+    def send(self, subject: str, payload: bytes | memoryview, reply: str, headers: Mapping[str, str] | None) -> None:
+        """Queue one message for the socket; it leaves within the same turn of the loop."""
+        self._check_open()
+        if not subject or _SPACE.search(subject) or (reply and _SPACE.search(reply)):
+            raise UsageError(f"invalid subject {subject!r}")
+        size = len(payload)
+        if headers:
+            block = encode_headers(headers)
+            size += len(block)
+            head = f"HPUB {subject} {reply} {len(block)} {size}\r\n".encode() + block
+        else:
+            head = f"PUB {subject} {reply} {size}\r\n".encode()
+        if size > self._max_payload:
+            # The server would end the connection.
+            raise UsageError(f"a message of {size} bytes is over this server's limit of {self._max_payload} bytes")
+        if self._pending_data_size + size > (_BACKLOG_LIMIT_BYTES if self.is_connected else _OFFLINE_LIMIT_BYTES):
+            raise UnreachableError("the server is away or does not take our messages, and no more can be kept for it")
+        if size > _COPY_BYTES:
+            self._put(head, payload, b"\r\n")
+        else:
+            self._put(b"".join((head, payload, b"\r\n")))
+
+    def _put(self, *parts: bytes | memoryview) -> None:
+        self._pending.extend(cast("tuple[bytes, ...]", parts))  # the library joins them or hands them to the socket
+        self._pending_data_size += sum(map(len, parts))
+        kick = self._flush_queue
+        if kick is not None and kick.empty() and self.is_connected:
+            kick.put_nowait(asyncio.get_running_loop().create_future())
+
+    async def drain_backlog(self) -> None:
+        """Wait for the socket when much waits to be sent."""
+        if self._pending_data_size > _BACKLOG_BYTES and self.is_connected:
+            await self._flush_pending(force_flush=True)
+
+    # Round trips
+
+    async def round_trip(self) -> bool:
+        """Wait until the server has handled all that was sent before; False if the connection broke meanwhile."""
+        self._check_open()
+        if not self.is_connected:
+            return False
+        pong = asyncio.get_running_loop().create_future()
+        await self._send_ping(pong)
+        return bool(await pong)
+
+    async def _send_ping(self, future: asyncio.Future[bool] | None = None) -> None:
+        # Not the library's: that one writes past what is queued, so the PONG proves nothing.
+        self._pongs.append(future or asyncio.get_running_loop().create_future())
+        self._put(_PING)
+
+    async def _process_pong(self) -> None:
+        # Not the library's: that one raises when the waiter has given up.
+        self._pings_outstanding = 0
+        if self._pongs:
+            pong = self._pongs.pop(0)
+            if not pong.done():
+                pong.set_result(True)
+
+    def break_round_trips(self) -> None:
+        """The server that should answer our PINGs is gone."""
+        self._pending = [part for part in self._pending if part is not _PING]
+        self._pending_data_size = sum(map(len, self._pending))
+        for pong in self._pongs:
+            if not pong.done():
+                pong.set_result(False)
+        self._pongs.clear()
+
+    # Connecting
+
+    def _connect_command(self) -> bytes:
+        wants_tls = "tls" in self.options  # set whenever a URL, file or flag asked for it
+        if wants_tls and not (self._server_info.get("tls_required") or self.options["tls_handshake_first"]):
+            raise errors.SecureConnWantedError
+        return bytes(super()._connect_command())
+
+    def _check_open(self) -> None:
+        if self.is_closed:
+            raise UnreachableError("the connection is closed")
+
+    @property
+    def version(self) -> str:
+        """What the server says its version is."""
+        return str(self._server_info.get("version", ""))
+
+    @property
+    def address(self) -> str:
+        """The URL of the server we are or were connected to, without credentials."""
+        if self._current_server is None:
+            return ""
+        uri = self._current_server.uri
+        host = f"[{uri.hostname}]" if ":" in (uri.hostname or "") else uri.hostname
+        return f"{uri.scheme}://{host}:{uri.port}"
+
+    async def shut(self) -> None:
+        """Close and wait until every task of the library has ended."""
+        mine = asyncio.current_task()
+        tasks = [
+            task
+            for task in (self._reading_task, self._ping_interval_task, self._flusher_task, self._reconnection_task)
+            if task is not None and task is not mine
+        ]
+        await self.close()
+        if tasks:
+            await asyncio.wait(tasks)
+        self._handlers.clear()
+
+    def abort(self) -> None:
+        """Drop the socket with whatever it has not taken yet."""
+        writer: Any = getattr(self._transport, "_io_writer", None)
+        if writer is not None:
+            writer.transport.abort()
