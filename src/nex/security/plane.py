@@ -1,0 +1,163 @@
+"""The authority of a node's private server: who may connect to it, and what each may say and hear.
+
+The server runs in operator mode with keys made in memory when the node starts and never kept: the node signs one user
+per connection, and the server learns of users from their own JWTs, so none needs a reload. There are three accounts,
+which share nothing: ``system`` is the server's own, ``plane`` is for the node and its agents and is joined to nothing,
+``data`` is the one that a leaf connection joins to the public system, where triggers live.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from nex.security import jwt
+from nex.security.keys import SigningKey
+
+__all__ = ["LeafRemote", "PlaneAuthority"]
+
+_UNLIMITED: Final = -1
+_VERSION: Final = 2
+_REPLY_TTL_NS: Final = 60 * 60 * 1_000_000_000
+"""How long after a request an agent may answer it. Calls have limits of their own, which are shorter."""
+
+_CONTROL_LINE_BYTES: Final = 8192
+"""Twice what a public server takes, so that a subject from there still fits behind the way to an agent."""
+
+_SPARE_SUBSCRIPTIONS: Final = 64
+"""What an agent needs for itself (requests, replies, pings), and then some; more would only fill the server."""
+
+# The rules of nex.protocol.agent, which this room may not import; a test holds the two together.
+_AGENT_PUBLISHES: Final = ("host.{id}.>",)
+_AGENT_HEARS: Final = ("agent.{id}.>", "_INBOX.{id}.>")
+
+
+@dataclass(frozen=True, slots=True)
+class LeafRemote:
+    """The public system that the data account joins as a leaf node: its leaf URLs and a credentials file, if any."""
+
+    urls: tuple[str, ...]
+    credentials: Path | None = None
+
+
+class PlaneAuthority:
+    """Signs the accounts of one run of a private server, and its users. Its repr shows no seed."""
+
+    def __init__(self, operator: SigningKey, system: SigningKey, plane: SigningKey, data: SigningKey) -> None:
+        self._operator = operator
+        self._system = system
+        self._plane = plane
+        self._data = data
+
+    @classmethod
+    def create(cls) -> PlaneAuthority:
+        """An authority with new keys."""
+        operator = SigningKey.create("operator")
+        return cls(operator, *(SigningKey.create("account") for _ in range(3)))
+
+    def server_config(self, *, leaf: LeafRemote | None = None, max_payload: int) -> str:
+        """The complete configuration of the private nats-server, as text. It holds no secret but the URLs of ``leaf``.
+
+        Args:
+            leaf: the public system to join, if any.
+            max_payload: the largest message, in bytes.
+        """
+        accounts = {"system": self._system, "plane": self._plane, "data": self._data}
+        preload = {key.public: self._account(name, key) for name, key in accounts.items()}
+        settings: dict[str, Any] = {
+            "listen": "127.0.0.1:-1",
+            "operator": self._sign_operator(),
+            "system_account": self._system.public,
+            "resolver": "MEMORY",
+            "resolver_preload": preload,
+            "max_payload": max_payload,
+            "max_control_line": _CONTROL_LINE_BYTES,
+        }
+        if leaf is not None:
+            settings["leafnodes"] = {"remotes": [self._remote(leaf)]}
+        # JSON is a subset of the server's configuration language: every value is quoted as it has to be.
+        return "".join(f"{name}: {_value(name, value)}\n" for name, value in settings.items())
+
+    def node_user(self) -> tuple[str, str]:
+        """JWT and seed of the node itself, in the account ``plane``; it may say and hear everything there."""
+        return self._user(self._plane, "node", {})
+
+    def system_user(self) -> tuple[str, str]:
+        """JWT and seed of a user in the account ``system``, who hears of connections and may end them."""
+        return self._user(self._system, "system", {})
+
+    def agent_user(self, machine_id: str) -> tuple[str, str]:
+        """JWT and seed of the agent in a machine.
+
+        It may publish to ``host.<m>.>`` and answer requests, and hear ``agent.<m>.>`` and ``_INBOX.<m>.>``.
+        """
+        _check_words(machine_id)
+        publishes = [subject.format(id=machine_id) for subject in _AGENT_PUBLISHES]
+        hears = [subject.format(id=machine_id) for subject in _AGENT_HEARS]
+        return self._user(self._plane, f"agent-{machine_id}", _permissions(publishes, hears, _SPARE_SUBSCRIPTIONS))
+
+    def data_user(self, machine_id: str, subscriptions: Iterable[tuple[str, str]]) -> tuple[str, str]:
+        """JWT and seed of a machine's user in the account ``data``.
+
+        It may hear these subjects, each in its queue group (if not empty), and answer; nothing else.
+        """
+        hears = []
+        for subject, queue in subscriptions:
+            _check_words(subject, queue)
+            hears.append(f"{subject} {queue}" if queue else subject)
+        limit = len(hears) + _SPARE_SUBSCRIPTIONS
+        return self._user(self._data, f"data-{machine_id}", _permissions([], hears, limit))
+
+    def __repr__(self) -> str:
+        return f"PlaneAuthority({self._operator.public})"
+
+    def _sign_operator(self) -> str:
+        body = {"type": "operator", "version": _VERSION, "system_account": self._system.public}
+        return _sign(self._operator, self._operator.public, "nex", body)
+
+    def _account(self, name: str, key: SigningKey) -> str:
+        unlimited = ("subs", "data", "payload", "imports", "exports", "conn", "leaf")
+        limits = {**dict.fromkeys(unlimited, _UNLIMITED), "wildcards": True, "mem_storage": 0, "disk_storage": 0}
+        body = {"type": "account", "version": _VERSION, "limits": limits}
+        return _sign(self._operator, key.public, name, body)
+
+    def _user(self, account: SigningKey, name: str, permissions: dict[str, Any]) -> tuple[str, str]:
+        user = SigningKey.create("user")
+        unlimited = dict.fromkeys(("subs", "data", "payload"), _UNLIMITED)
+        body = {"type": "user", "version": _VERSION, **unlimited, **permissions}
+        return _sign(account, user.public, name, body), user.seed()
+
+    def _remote(self, leaf: LeafRemote) -> dict[str, Any]:
+        remote: dict[str, Any] = {"urls": list(leaf.urls), "account": self._data.public}
+        if leaf.credentials is not None:
+            remote["credentials"] = str(leaf.credentials)
+        return remote
+
+
+def _permissions(publish: list[str], subscribe: list[str], max_subscriptions: int) -> dict[str, Any]:
+    # An empty list would mean everything, so it is spelled as a denial of all.
+    return {
+        "pub": {"allow": publish} if publish else {"deny": [">"]},
+        "sub": {"allow": subscribe} if subscribe else {"deny": [">"]},
+        "resp": {"max": 1, "ttl": _REPLY_TTL_NS},
+        "subs": max_subscriptions,
+    }
+
+
+def _check_words(*words: str) -> None:
+    # In a permission, a space separates a subject from its queue group.
+    if any(char.isspace() for word in words for char in word):
+        raise ValueError("white space in a subject, a queue group or a machine id")
+
+
+def _sign(key: SigningKey, subject: str, name: str, body: dict[str, Any]) -> str:
+    return jwt.encode(key, jwt.Standard(sub=subject, name=name, iat=int(time.time())), body)
+
+
+def _value(name: str, value: object) -> str:
+    # The resolver's name is a bare word of the language.
+    return str(value) if name == "resolver" else json.dumps(value, ensure_ascii=False)
