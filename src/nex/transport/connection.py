@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
+import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from types import TracebackType
 from typing import Any, Self
@@ -162,6 +163,10 @@ class Connection:
             The answers in the order they came, empty at once if nobody listens; just one when ``first_only``.
         """
         return await self._requests.gather(subject, payload, window_s, first_only=first_only)
+
+    def new_inbox(self) -> str:
+        """A subject of our own for answers."""
+        return f"{self._options.inbox_prefix}.{secrets.token_hex(11)}"
 
     # Subscriptions
 
