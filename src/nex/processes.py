@@ -28,11 +28,13 @@ __all__ = [
     "die_with_parent",
     "fork_process",
     "hide_from_debuggers",
+    "kill_all_below",
 ]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+_FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -70,6 +72,16 @@ def children_of(pid: int) -> list[int]:
             with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123 - it is hot
                 found += [int(word) for word in file.read().split()]
     return found
+
+
+def kill_all_below() -> None:
+    """KILL and reap every descendant of this process, which must be a subreaper. Blocks; for its last moments."""
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for pid in children_of(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            os.waitpid(-1, 0)  # its children are ours now
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +197,10 @@ class Child:
         """Send ``sig`` to the whole process group; nothing happens if it has ended."""
         if self._exit is None:
             with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.pid, sig)
+                try:
+                    os.killpg(self.pid, sig)
+                except ProcessLookupError:  # a fork that has not got to making its group
+                    os.kill(self.pid, sig)
 
     async def kill(self) -> Exit:
         """KILL the group and reap it, whatever cancels us meanwhile."""
@@ -208,21 +223,27 @@ class Child:
 def fork_process(main: Callable[[], None], *, keep_fds: Sequence[int] = ()) -> int:
     """The bare fork behind `Child.fork`, for a program without an event loop; the caller reaps the id it returns."""
     parent = os.getpid()
-    pid = os.fork()
-    if pid == 0:
-        _in_fork(main, parent, keep_fds)
-    with contextlib.suppress(OSError):
-        os.setpgid(pid, pid)  # as the child does for itself: whoever comes first
+    # Until it has handlers of its own, a signal to the fork would wake the loop of its parent.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _FORWARDED)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _in_fork(main, parent, keep_fds, before)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
-def _in_fork(main: Callable[[], None], parent: int, keep_fds: Sequence[int]) -> NoReturn:
+def _in_fork(
+    main: Callable[[], None], parent: int, keep_fds: Sequence[int], signals: set[int | signal.Signals]
+) -> NoReturn:
     status = 1
     try:
         os.setsid()
         signal.set_wakeup_fd(-1)
-        for sig in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGHUP):
+        for sig in _FORWARDED:
             signal.signal(sig, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         die_with_parent(parent)
         _close_all_but({0, 1, 2, *keep_fds})
         asyncio.set_event_loop(None)
@@ -234,7 +255,7 @@ def _in_fork(main: Callable[[], None], parent: int, keep_fds: Sequence[int]) -> 
     except BaseException:  # noqa: BLE001 - the last line before _exit: tell it, and never return into the parent's stack
         import traceback  # noqa: PLC0415 - only here, after a failure
 
-        traceback.print_exc()
+        os.write(2, traceback.format_exc().encode())  # not sys.stderr: nobody flushes it
     finally:
         os._exit(status)
 

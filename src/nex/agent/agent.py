@@ -1,0 +1,190 @@
+"""The program in a machine: connects to its node, says that it is ready, and does what it is told.
+
+It believes nothing: what cannot be decoded is answered with an error where an answer is wanted, and else ignored.
+It ends when its connection is closed for good, which is when its node is gone, or by TERM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import uvloop
+
+from nex import __version__
+from nex.agent.work import Work
+from nex.errors import MessageError, NexError, RefusedError, UnreachableError, UsageError
+from nex.processes import kill_all_below
+from nex.protocol.agent import (
+    ERROR_HEADER,
+    Hello,
+    Ready,
+    StartReply,
+    StartRequest,
+    StopReply,
+    StopRequest,
+    agent_subject,
+    host_subject,
+    inbox_prefix,
+)
+from nex.providers import registry
+from nex.tasks import TaskOwner
+from nex.telemetry import logs
+from nex.transport.connection import Connection, Msg
+from nex.transport.options import ConnectOptions
+
+__all__ = ["Agent", "main", "serve"]
+
+_log = logs.Log("agent")
+_READY_TIMEOUT_S = 10.0
+_GRACE_AT_END_S = 1.0
+_HELLO_LIMIT_BYTES = 1 << 20
+
+
+class Agent:
+    """One agent on its connection, working in ``folder``."""
+
+    def __init__(self, machine_id: str, connection: Connection, folder: Path) -> None:
+        self._id = machine_id
+        self._connection = connection
+        self._folder = folder
+        self._tasks = TaskOwner("agent", self._bug)
+        self._work: Work | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self.ended = asyncio.Event()
+
+    async def open(self, started_ns: int) -> None:
+        """Listen for orders and tell the node that this machine is warm.
+
+        Raises:
+            NexError: the node does not want us or does not answer.
+        """
+        for verb, handler in (("start", self._on_start), ("stop", self._on_stop)):
+            await self._connection.subscribe(f"agent.{self._id}.{verb}", handler)
+        await self._connection.subscribe_direct(agent_subject(self._id, "ping"), self._on_ping)
+        ready = Ready(version=__version__, workload_types=registry.available(), pid=os.getpid(), started_ns=started_ns)
+        answer = await self._connection.request(
+            host_subject(self._id, "ready"), ready.encode(), timeout_s=_READY_TIMEOUT_S
+        )
+        if answer.headers and (reason := answer.headers.get(ERROR_HEADER)):
+            raise RefusedError(reason)
+
+    def _send(self, subject: str, payload: bytes) -> None:
+        try:
+            self._connection.publish_soon(subject, payload)
+        except (UnreachableError, UsageError) as error:
+            _log.warn("message_lost", str(error), subject=subject)
+
+    def _bug(self, where: str, error: BaseException) -> None:
+        _log.error("bug", f"{where} failed: {error!r}", error=error)
+
+    def _on_ping(self, msg: Msg) -> None:
+        if msg.reply:
+            self._send(msg.reply, b"")
+
+    async def _on_start(self, msg: Msg) -> None:
+        try:
+            reply = await self._start(StartRequest.decode(msg.data))
+        except NexError as error:
+            reply = StartReply(error=str(error), code=error.code)
+        except Exception as error:  # noqa: BLE001 - whatever a provider raises, the node gets its answer
+            self._bug("start", error)
+            reply = StartReply(error=f"the agent failed: {type(error).__name__}", code=NexError.code)
+        if msg.reply:
+            self._send(msg.reply, reply.encode())
+
+    async def _start(self, request: StartRequest) -> StartReply:
+        if self._work is not None:
+            raise RefusedError("this machine has had its workload")
+        self._work = Work(
+            self._id,
+            self._connection,
+            self._folder,
+            send=self._send,
+            on_bug=self._bug,
+            on_lost=self.ended.set,
+        )
+        self._starting = self._tasks.start(self._work.start(request), name="start")
+        try:
+            await asyncio.wait((self._starting,))
+            if self._starting.cancelled():
+                raise RefusedError("stopped while starting")
+            self._starting.result()
+        finally:
+            self._starting.cancel()
+            self._starting = None
+        return StartReply()
+
+    async def _on_stop(self, msg: Msg) -> None:
+        try:
+            request = StopRequest.decode(msg.data) if msg.data else StopRequest()
+        except MessageError as error:
+            _log.warn("stop_damaged", str(error))
+            request = StopRequest()
+        reply = StopReply()
+        if self._starting is not None:
+            self._starting.cancel()
+            await asyncio.wait((self._starting,))
+        if self._work is not None:
+            try:
+                how = await self._work.stop(request.grace_s)
+                reply = StopReply(code=how.code, signal=how.signal)
+            except Exception as error:  # noqa: BLE001 - the node destroys the machine next, whatever happened here
+                self._bug("stop", error)
+        if msg.reply:
+            self._send(msg.reply, reply.encode())
+
+    async def aclose(self) -> None:
+        """Stop the workload, if any."""
+        await self._tasks.aclose()
+        if self._work is not None:
+            await self._work.stop(_GRACE_AT_END_S)
+
+
+async def serve(hello: Hello, folder: Path, started_ns: int) -> None:
+    """Be the agent of that machine until its node is gone or wants us gone.
+
+    Raises:
+        NexError: the node cannot be reached or does not want us.
+    """
+    credentials = hello.credentials
+    options = ConnectOptions(
+        servers=(credentials.url,),
+        name=f"nex agent {hello.machine_id}",
+        jwt=credentials.jwt,
+        seed=credentials.seed,
+        inbox_prefix=inbox_prefix(hello.machine_id),
+    )
+    async with await Connection.open(options) as connection:
+        agent = Agent(hello.machine_id, connection, folder)
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, agent.ended.set)
+        tasks = TaskOwner("agent.life", lambda name, error: _log.error("bug", f"{name}: {error!r}", error=error))
+        try:
+            await agent.open(started_ns)
+            closed = tasks.start(connection.wait_closed(), name="closed")
+            closed.add_done_callback(lambda _: agent.ended.set())
+            await agent.ended.wait()
+        finally:
+            await tasks.aclose()
+            await agent.aclose()
+
+
+def main(hello_fd: int) -> int:
+    """Read the hello from a file to its end, serve, and leave nothing that descends from us. Returns the exit code."""
+    started_ns = time.time_ns()
+    logs.configure("warn")
+    try:
+        with open(hello_fd, "rb") as file:
+            hello = Hello.decode(file.read(_HELLO_LIMIT_BYTES))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(hello, Path.cwd(), started_ns))
+    except NexError as error:
+        print(f"agent: {error}", file=sys.stderr)  # noqa: T201 - the driver keeps it for its error messages
+        return 1
+    finally:
+        kill_all_below()
+    return 0

@@ -1,0 +1,158 @@
+"""The one workload of an agent, from the order to start it to its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+from nex.agent.artifact import fetch
+from nex.agent.calls import Calls
+from nex.agent.output import Output
+from nex.errors import StartError
+from nex.processes import Exit
+from nex.protocol.agent import ServiceExit, StartRequest, host_subject, inbox_prefix
+from nex.providers import registry
+from nex.providers.base import Function, Provider, Service, Workload
+from nex.tasks import TaskOwner
+from nex.transport.connection import Connection
+from nex.transport.options import ConnectOptions
+
+__all__ = ["Work"]
+
+
+class Work:
+    """Runs what a `StartRequest` asks for, in ``folder``.
+
+    Args:
+        machine_id: of this machine.
+        connection: the agent's own.
+        folder: private and empty.
+        send: publishes to the node, whatever the state of the connection.
+        on_bug: hears of errors that nobody should have raised.
+        on_lost: is called when the connection of the triggers is gone for good.
+    """
+
+    def __init__(
+        self,
+        machine_id: str,
+        connection: Connection,
+        folder: Path,
+        *,
+        send: Callable[[str, bytes], None],
+        on_bug: Callable[[str, BaseException], None],
+        on_lost: Callable[[], None],
+    ) -> None:
+        self._machine_id = machine_id
+        self._connection = connection
+        self._folder = folder
+        self._send = send
+        self._on_bug = on_bug
+        self._on_lost = on_lost
+        self._output = Output(lambda batch: send(host_subject(machine_id, "log"), batch))
+        self._tasks = TaskOwner("agent.work", on_bug)
+        self._provider: Provider | None = None
+        self._calls: Calls | None = None
+        self._data: Connection | None = None
+        self._exit: Exit | None = None
+        self._stopping = asyncio.Lock()
+        self._is_stopping = False
+
+    async def start(self, request: StartRequest) -> None:
+        """Fetch, check and start it; when this returns, it runs and hears its triggers.
+
+        Raises:
+            NexError: it cannot be started; nothing of it is left.
+        """
+        try:
+            kind = registry.load(request.type)
+            artifact = self._folder / "artifact"
+            await fetch(self._connection, self._machine_id, digest=request.digest, size=request.size, into=artifact)
+            self._provider = kind(self._workload(request, artifact), self._output.log)
+            await self._provider.start()
+            await self._put_to_work(self._provider, request)
+        except BaseException:
+            await asyncio.shield(self.stop(0.0))
+            raise
+
+    def _workload(self, request: StartRequest, artifact: Path) -> Workload:
+        folder = self._folder / "work"
+        folder.mkdir(mode=0o700)
+        return Workload(
+            id=request.workload_id,
+            namespace=request.namespace,
+            name=request.name,
+            type=request.type,
+            artifact=artifact,
+            folder=folder,
+            argv=request.argv,
+            environment=request.environment,
+            limits=request.limits,
+        )
+
+    async def _put_to_work(self, provider: Provider, request: StartRequest) -> None:
+        if isinstance(provider, Function):
+            await self._serve(provider, request)
+        elif isinstance(provider, Service):
+            self._tasks.start(self._watch(provider), name="watch")
+        else:
+            raise StartError(f"the provider of {request.type} is neither of a function nor of a service")
+
+    async def _serve(self, function: Function, request: StartRequest) -> None:
+        connection = self._connection
+        if (credentials := request.data) is not None:
+            options = ConnectOptions(
+                servers=(credentials.url,),
+                name=f"nex triggers of {self._machine_id}",
+                jwt=credentials.jwt,
+                seed=credentials.seed,
+                inbox_prefix=inbox_prefix(self._machine_id),
+            )
+            connection = self._data = await Connection.open(options)
+            self._tasks.start(self._watch_data(connection), name="data")
+        subject = host_subject(self._machine_id, "calls")
+        self._calls = Calls(
+            function,
+            request.limits,
+            connection,
+            report=lambda report: self._send(subject, report),
+            on_bug=self._on_bug,
+        )
+        await self._calls.open(request.subscriptions)
+
+    async def _watch_data(self, connection: Connection) -> None:
+        await connection.wait_closed()
+        if not self._is_stopping:
+            self._on_lost()
+
+    async def _watch(self, service: Service) -> None:
+        self._exit = await service.wait()
+        self._output.flush()
+        if not self._is_stopping:
+            report = ServiceExit(code=self._exit.code, signal=self._exit.signal)
+            self._send(host_subject(self._machine_id, "exit"), report.encode())
+
+    async def stop(self, grace_s: float) -> Exit:
+        """Take no more calls, finish those under way, stop the workload; all within about ``grace_s`` seconds.
+
+        Safe to call twice, and after a failed start.
+        """
+        self._is_stopping = True
+        async with self._stopping:
+            loop = asyncio.get_running_loop()
+            deadline = loop.time() + grace_s
+            if self._calls is not None:
+                await self._calls.drain(grace_s)
+            if self._provider is not None:
+                stopped = await self._provider.stop(max(0.0, deadline - loop.time()))
+                self._exit = self._exit or stopped
+                self._provider = None
+            if self._calls is not None:
+                await self._calls.aclose()
+                self._calls = None
+            await self._tasks.aclose()
+            if self._data is not None:
+                await self._data.close()
+                self._data = None
+            self._output.flush()
+            return self._exit or Exit(0)

@@ -1,0 +1,136 @@
+"""Machines that are child processes of this host: quick and light, and no wall against hostile code."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar
+
+from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Health, Machine, MachineSpec
+from nex.drivers.process import tree
+from nex.drivers.process.forks import Forked, ForkServer
+from nex.drivers.process.machine import ProcessMachine, remove_folder
+from nex.errors import MachineError
+from nex.processes import Exit
+from nex.tasks import TaskOwner
+from nex.telemetry.logs import Log
+
+__all__ = ["ProcessDriver"]
+
+_log = Log("drivers.process")
+
+
+class ProcessDriver(Driver):
+    """Forks agents from one fork server, which is started by `open` and replaced if it ends."""
+
+    name: ClassVar[str] = "process"
+    capabilities: ClassVar[Capabilities] = Capabilities(isolates=False)
+
+    def __init__(self, context: DriverContext) -> None:
+        super().__init__(context)
+        self._folder = context.state / "machines"
+        self._machines: dict[str, ProcessMachine] = {}
+        self._forks: ForkServer | None = None
+        self._opening = asyncio.Lock()
+        self._tasks = TaskOwner("drivers.process", self._failed)
+
+    async def fingerprint(self) -> Fingerprint:
+        """Linux with pidfds and lists of children in ``/proc``, and the agent's program."""
+        if sys.platform != "linux":
+            return Fingerprint(Health.UNDETECTED, f"the process driver needs Linux, and this is {sys.platform}")
+        try:
+            os.close(os.pidfd_open(os.getpid()))
+        except OSError as error:
+            reason = f"the kernel refuses pidfd_open: {error.strerror}"
+            return Fingerprint(Health.UNHEALTHY, reason, "use Linux 5.4 or newer, and a seccomp profile that allows it")
+        if not os.access(f"/proc/self/task/{os.getpid()}/children", os.R_OK):
+            reason = "/proc does not list the children of a process"
+            return Fingerprint(Health.UNHEALTHY, reason, "mount /proc; use a kernel with CONFIG_PROC_CHILDREN")
+        if find_spec("nex.agent") is None:
+            return Fingerprint(Health.UNDETECTED, "the agent's program is not installed", "reinstall nats-nex")
+        return Fingerprint(Health.HEALTHY, details={"python": sys.executable, "kernel": os.uname().release})
+
+    async def open(self) -> None:
+        """Start the fork server."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"the folder of the machines cannot be made: {error.strerror}") from error
+        await self._running()
+
+    async def _running(self) -> ForkServer:
+        async with self._opening:
+            if self._forks is None or not self._forks.is_up:
+                if self._forks is not None:
+                    await self._forks.close()
+                forks = ForkServer(self._ended, self._lost)
+                await forks.open()
+                self._forks = forks
+            return self._forks
+
+    def create(self, spec: MachineSpec) -> Machine:
+        """A machine whose folder is named by its id."""
+        if not spec.id.isalnum() or not spec.id.isascii():
+            raise ValueError(f"no machine id: {spec.id!r}")
+        if spec.id in self._machines:
+            raise ValueError(f"there is a machine {spec.id} already")
+        machine = ProcessMachine(spec, self._folder / spec.id, self)
+        self._machines[spec.id] = machine
+        return machine
+
+    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> Forked:
+        """For a machine: have its agent forked, by a new fork server if the old one is gone."""
+        forks = await self._running()
+        return await forks.fork(machine_id, folder, hello_fd, console_fd)
+
+    def kill(self, machine_id: str) -> None:
+        """For a machine: have its agent and all below it killed."""
+        if self._forks is not None:
+            self._forks.kill(machine_id)
+
+    def forget(self, machine_id: str) -> None:
+        """For a machine: it is destroyed."""
+        self._machines.pop(machine_id, None)
+
+    def _ended(self, machine_id: str, how: Exit) -> None:
+        if (machine := self._machines.get(machine_id)) is not None:
+            machine.ended(how)
+
+    def _lost(self) -> None:
+        for machine in list(self._machines.values()):
+            self._tasks.start(machine.lost(), name=f"lost.{machine.id}")
+
+    def _failed(self, name: str, error: BaseException) -> None:
+        _log.error("machine_cleanup_failed", str(error), error=error, task=name)
+
+    async def reclaim(self, handle: Handle) -> None:
+        """Kill the agent's tree if it is still the very process of the handle, and remove the folder."""
+        if not handle.machine_id.isalnum() or handle.driver != self.name:
+            raise MachineError(f"no handle of the process driver: {handle.driver} {handle.machine_id!r}")
+        folder = self._folder / handle.machine_id
+        pid, started = handle.data.get("pid"), handle.data.get("started_ticks")
+        if (
+            isinstance(pid, int)
+            and isinstance(started, int)
+            and pid > 1
+            and handle.data.get("boot_id") == tree.boot_id()
+        ):
+            await asyncio.to_thread(tree.kill_tree, pid, started)
+        if not await asyncio.to_thread(tree.kill_users, folder):
+            raise MachineError(f"processes of machine {handle.machine_id} cannot be killed")
+        await asyncio.to_thread(remove_folder, folder)
+
+    async def close(self) -> None:
+        """Destroy every machine, end the fork server."""
+        machines = list(self._machines.values())
+        failures = await asyncio.gather(*(m.destroy() for m in machines), return_exceptions=True)
+        await self._tasks.wait()
+        if self._forks is not None:
+            await self._forks.close()
+            self._forks = None
+        for failure in failures:
+            if failure is not None:
+                raise failure

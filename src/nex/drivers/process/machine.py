@@ -1,0 +1,172 @@
+"""A machine that is a child process: an agent forked by the fork server, in a private folder."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import signal
+from collections import deque
+from pathlib import Path
+from typing import Protocol
+
+from nex.drivers.base import Handle, Machine, MachineSpec, Usage
+from nex.drivers.process import tree
+from nex.drivers.process.forks import Forked
+from nex.errors import MachineError
+from nex.processes import Exit, LineReader
+
+__all__ = ["Forks", "ProcessMachine", "remove_folder"]
+
+_CONSOLE_LINES = 100
+_KILL_TIMEOUT_S = 10.0
+
+
+class Forks(Protocol):
+    """What a machine asks of its driver."""
+
+    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> Forked:
+        """Have its agent forked."""
+
+    def kill(self, machine_id: str) -> None:
+        """Have its agent and all below it killed; `ProcessMachine.ended` is called when they are gone."""
+
+    def forget(self, machine_id: str) -> None:
+        """The machine is destroyed."""
+
+
+class ProcessMachine(Machine):
+    """An agent's process and all that descends from it. Nothing but its folder and its group holds it in."""
+
+    def __init__(self, spec: MachineSpec, folder: Path, forks: Forks) -> None:
+        super().__init__(spec)
+        self._spec = spec
+        self._folder = folder
+        self._forks = forks
+        self._console: deque[str] = deque(maxlen=_CONSOLE_LINES)
+        self._reader: LineReader | None = None
+        self._agent: Forked | None = None
+        self._started_ticks = 0
+        self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+        self._destroying = asyncio.Lock()
+        self._destroyed = False
+
+    @property
+    def handle(self) -> Handle:
+        """The agent's process, unmistakably: its id, when it began, in which boot."""
+        pid = self._agent.pid if self._agent else 0
+        data = {"pid": pid, "started_ticks": self._started_ticks, "boot_id": tree.boot_id()}
+        return Handle(driver="process", machine_id=self.id, data=data)
+
+    @property
+    def pid(self) -> int:
+        """The agent's process id; 0 before `start`."""
+        return self._agent.pid if self._agent else 0
+
+    async def start(self) -> None:
+        """Make the folder, fork the agent, hand it the hello through a pipe."""
+        if self._agent is not None or self._destroyed:
+            raise RuntimeError("a machine is started once")
+        try:
+            self._folder.mkdir(mode=0o700)
+        except OSError as error:
+            raise MachineError(f"the machine's folder cannot be made: {error.strerror}") from error
+        try:
+            await self._fork()
+        except BaseException:
+            await asyncio.shield(self.destroy())
+            raise
+
+    async def _fork(self) -> None:
+        console, writer = os.pipe()
+        self._reader = LineReader(console, self._console.append)
+        try:
+            hello = _pipe_of(self._spec.hello)
+            try:
+                self._agent = await self._forks.fork(self.id, self._folder, hello, writer)
+            finally:
+                os.close(hello)
+        finally:
+            os.close(writer)
+        self._started_ticks = tree.start_ticks(self._agent.pid) or 0
+
+    async def wait(self) -> Exit:
+        """Wait until the agent has ended and all that descended from it."""
+        return await asyncio.shield(self._exit)
+
+    def ended(self, how: Exit) -> None:
+        """The driver's word that the agent and all below it are gone."""
+        if not self._exit.done():
+            self._exit.set_result(how)
+
+    async def lost(self) -> None:
+        """The fork server has ended: end here what it would have ended. The agent has been told to, by the kernel."""
+        if self._agent is not None and not self._exit.done():
+            await asyncio.to_thread(self._kill_tree, self._agent.pid)
+            self.ended(Exit(-1, signal.SIGKILL))
+
+    def _kill_tree(self, pid: int) -> None:
+        gone = tree.kill_tree(pid, self._started_ticks, timeout_s=_KILL_TIMEOUT_S)
+        if not (tree.kill_users(self._folder) and gone):
+            raise MachineError(f"processes of machine {self.id} cannot be killed")
+
+    async def destroy(self) -> None:
+        """KILL the agent and all below it, remove the folder."""
+        async with self._destroying:
+            if self._destroyed:
+                return
+            if self._agent is not None and not self._exit.done():
+                self._forks.kill(self.id)
+                try:
+                    async with asyncio.timeout(_KILL_TIMEOUT_S):
+                        await self.wait()
+                except TimeoutError:
+                    await self.lost()
+            if self._agent is not None:
+                os.close(self._agent.pidfd)
+            if self._reader is not None:
+                self._reader.close()
+            await asyncio.to_thread(remove_folder, self._folder)
+            self._destroyed = True
+            self.ended(Exit(0))  # one that never started has nothing else to say
+            self._forks.forget(self.id)
+
+    async def usage(self) -> Usage:
+        """Sums over the agent and all that descends from it."""
+        if self._agent is None or self._exit.done():
+            return Usage(0.0, 0)
+        return tree.usage(self._agent.pid)
+
+    def console(self) -> str:
+        """What the agent printed last."""
+        return "\n".join(self._console)
+
+
+def _pipe_of(data: bytes) -> int:
+    """A file from which ``data`` can be read to its end: it holds it, so nobody has to keep writing."""
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if os.write(writer, data) == len(data):
+            os.set_blocking(reader, True)
+            return reader
+    except BlockingIOError:
+        pass
+    finally:
+        os.close(writer)
+    os.close(reader)
+    raise MachineError(f"a hello of {len(data)} bytes is larger than a pipe holds")
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder and all in it, also what its workload has made unreadable. Nothing there is no error."""
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            shutil.rmtree(folder)
+        except PermissionError:
+            for path, names, _ in os.walk(folder):
+                for name in names:
+                    inner = Path(path, name)
+                    if not inner.is_symlink():
+                        inner.chmod(0o700)
+            shutil.rmtree(folder)

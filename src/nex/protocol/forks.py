@@ -1,0 +1,35 @@
+"""Between the process driver and its fork server, over a private seqpacket socket: one message, one packet.
+
+The driver sends `ForkOrder`. ``fork`` carries two files: the read end of a pipe with the encoded hello, which the fork
+server hands on unread, and the write end of the agent's console. The fork server answers with `ForkEvent`; ``forked``
+carries a pidfd of the agent. The socket's end is the order to kill everything and exit.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from nex.protocol.base import Message
+
+__all__ = ["PACKET_BYTES", "ForkEvent", "ForkOrder"]
+
+PACKET_BYTES = 8192
+
+
+class ForkOrder(Message, frozen=True):
+    """``fork`` an agent that works in ``folder``, or ``kill`` one and everything that descends from it."""
+
+    verb: Literal["fork", "kill"]
+    machine_id: str
+    folder: str = ""
+
+
+class ForkEvent(Message, frozen=True):
+    """The fork server is ``up``; an agent was ``forked``, or ``failed`` to be; an agent and all below it ``ended``."""
+
+    verb: Literal["up", "forked", "failed", "ended"]
+    machine_id: str = ""
+    pid: int = 0
+    code: int = 0
+    signal: int | None = None
+    text: str = ""
