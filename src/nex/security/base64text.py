@@ -19,9 +19,12 @@ def decode_base64(text: str) -> bytes:
     """
     text = text.replace("\n", "").replace("\r", "")
     end = _end(_STANDARD, text)
-    padding = -end % 4
-    if end % 4 == 1 or text[end:] != "=" * padding:
-        raise _illegal(end)
+    if end == len(text) and end % 4:
+        raise _illegal(end - end % 4)
+    padding = 0 if end % 4 == 1 else -end % 4
+    if text[end:] != "=" * padding:
+        found = len(text) - end - len(text[end:].lstrip("="))
+        raise _illegal(end + min(found, padding))
     return base64.b64decode(text)
 
 

@@ -101,9 +101,9 @@ def write_seed(path: Path, seed: str) -> None:
             os.link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
-    except FileExistsError as error:
-        raise UsageError(f"{path} exists", hint="remove it first if its key is to be replaced") from error
     except OSError as error:
+        if isinstance(error, FileExistsError) and path.exists():
+            raise UsageError(f"{path} exists", hint="remove it first if its key is to be replaced") from error
         raise UsageError(f"cannot write the key file {path}: {error.strerror}") from error
 
 
