@@ -1,0 +1,66 @@
+"""The benchmarks' command: `scripts/bench --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform as host
+from collections.abc import Sequence
+from pathlib import Path
+
+import uvloop
+
+from benchmarks import deploy, invoke, memory, objects
+
+_WHAT = ("invoke", "deploy", "memory", "objects")
+
+
+def table(rows: Sequence[dict[str, object]]) -> str:
+    """Rows of the same keys as text; what is a table of its own goes below its row."""
+    columns = [key for key in rows[0] if not isinstance(rows[0][key], dict)]
+    cells = [columns, *([str(row[c]) for c in columns] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    for row in rows:
+        for value in (v for v in row.values() if isinstance(v, dict)):
+            label = " ".join(str(row[c]) for c in columns[:2])
+            lines.append(f"  {label}: " + ", ".join(f"{k} {v}" for k, v in value.items()))
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Run what was asked for, print each table, and all of it as JSON if asked."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Figures, each beside its baseline.")
+    parser.add_argument("what", nargs="*", help=f"of {', '.join(_WHAT)}; all if none is named")
+    parser.add_argument("--seconds", type=float, default=3.0, help="of load per measurement (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of invoke (3)")
+    parser.add_argument("--count", type=int, default=10, help="deploys, and functions in memory (10)")
+    parser.add_argument("--way", choices=["leaf", "bridge", "both"], default="both", help="how messages reach agents")
+    parser.add_argument("--json", type=Path, help="write everything here too")
+    asked = parser.parse_args()
+    if unknown := set(asked.what) - set(_WHAT):
+        parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
+    results: dict[str, object] = {"cpus": os.cpu_count(), "kernel": host.release(), "python": host.python_version()}
+    for what in asked.what or _WHAT:
+        for way in ("leaf", "bridge") if asked.way == "both" and what == "invoke" else (asked.way,):
+            rows = uvloop.run(_run(what, asked, leaf=way != "bridge"))
+            title = f"{what} ({way})" if what == "invoke" else what
+            print(f"\n{title}\n{table(rows)}", flush=True)
+            results[title] = rows
+    if asked.json:
+        asked.json.write_text(json.dumps(results, indent=2) + "\n")
+
+
+async def _run(what: str, asked: argparse.Namespace, *, leaf: bool) -> list[dict[str, object]]:
+    if what == "invoke":
+        return await invoke.run(seconds=asked.seconds, rounds=asked.rounds, leaf=leaf)
+    if what == "deploy":
+        return await deploy.run(times=asked.count, leaf=leaf)
+    if what == "memory":
+        return await memory.run(count=asked.count, leaf=leaf)
+    return await objects.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""A public server, a node and functions on it, started the way a user would, and gone afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from pathlib import Path
+
+import nats
+from nats.aio.client import Client as Nats
+
+from nex.client.artifacts import inspect
+from nex.client.bundle import BUCKET, Order, Signer, upload
+from nex.client.client import Client
+from nex.client.rollout import Target, deploy_to, target_of
+from nex.processes import Child
+from nex.protocol.location import Location
+from nex.security.keys import SigningKey
+from nex.security.xkeys import CurveKey
+from nex.testing.servers import public_server
+from nex.transport.connection import Connection
+from nex.transport.objects import ObjectStore
+from nex.transport.options import ConnectOptions
+from nex.transport.server import NatsServer
+
+ROOT = Path(__file__).parent
+NEX = Path(sys.executable).parent / "nex"
+_START_TIMEOUT_S = 30.0
+
+
+@dataclass(slots=True)
+class Platform:
+    """What a benchmark works with; ``nats`` is a plain connection of nats-py for callers and baselines."""
+
+    server: NatsServer
+    node: Child
+    target: Target
+    client: Client
+    store: ObjectStore
+    nats: Nats
+    signer: Signer
+
+    async def prepare(self, name: str, kind: str, path: Path, *, subject: str = "", parallel: int = 0) -> Order:
+        """Upload an artifact; what comes back deploys it."""
+        artifact = inspect(path, type_hint=kind, name=name)
+        await upload(self.store, artifact)
+        return Order(
+            name=name,
+            type=kind,
+            location=Location.parse(f"nats://{BUCKET}/{name}"),
+            digest=artifact.digest,
+            trigger_subjects=(subject or name,),
+            parallel=parallel,
+        )
+
+    async def deploy(self, order: Order) -> str:
+        """Deploy it on the node; returns the workload's id."""
+        return (await deploy_to(self.client, self.target, order, self.signer)).reply.id
+
+    async def stop(self, order: Order, workload_id: str) -> None:
+        """Stop it again."""
+        await self.client.stop(self.target.node_id, workload_id, name=order.name, issuer=self.signer.issuer)
+
+
+@contextlib.asynccontextmanager
+async def platform(*, leaf: bool, pool: int = 4) -> AsyncGenerator[Platform]:
+    """Start everything; with ``leaf`` the node's private server joins the public one as a leaf node."""
+    async with public_server() as server, contextlib.AsyncExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nex-bench-")))
+        connection = await Connection.open(ConnectOptions(servers=(server.client_url,), name="bench"))
+        stack.push_async_callback(connection.close)
+        client = Client(connection, timeout_s=10.0)
+        node, node_id = await _start_node(server, connection, folder, leaf=leaf, pool=pool)
+        stack.push_async_callback(node.stop, 20.0)
+        plain = await nats.connect(server.client_url)
+        stack.push_async_callback(plain.close)
+        yield Platform(
+            server=server,
+            node=node,
+            target=await target_of(client, node_id),
+            client=client,
+            store=ObjectStore(connection),
+            nats=plain,
+            signer=Signer(SigningKey.create("account"), CurveKey.create()),
+        )
+
+
+async def _start_node(
+    server: NatsServer, connection: Connection, folder: Path, *, leaf: bool, pool: int
+) -> tuple[Child, str]:
+    config = folder / "config.json"
+    keys: dict[str, object] = {"name": "bench", "state_dir": str(folder / "state"), "machine_pool_size": pool}
+    if leaf:
+        keys["leafnode"] = {"urls": [server.leaf_url.replace("nats://", "nats-leaf://")]}
+    config.write_text(json.dumps(keys))
+    async with connection.stream("$NEX.events.system.node_started") as events:
+        log = (folder / "node.log").open("wb")
+        node = Child.spawn(
+            [NEX, "-s", server.client_url, "--loglevel", "warn", "node", "up", "--config", config],
+            env=dict(os.environ),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+        log.close()
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                started = json.loads((await anext(aiter(events))).data)
+        except BaseException:
+            await node.kill()
+            print((folder / "node.log").read_text(), file=sys.stderr)
+            raise
+    return node, started["source"]
+
+
+@contextlib.asynccontextmanager
+async def echo_service(server: NatsServer, subject: str) -> AsyncGenerator[int]:
+    """The baseline in a process of its own; yields its pid."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, str(ROOT / "echo_service.py"), server.client_url, subject, stdout=subprocess.PIPE
+    )
+    try:
+        if process.stdout is None or (await process.stdout.readline()).strip() != b"READY":
+            raise RuntimeError("the echo service did not start")
+        yield process.pid
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def functions() -> dict[str, Path]:
+    """The echo functions by type; the Wasm one is compiled on first use."""
+    wasm = ROOT.parent / "build" / "benchmarks" / "echo.wasm"
+    source = ROOT / "functions" / "echo.c"
+    if not wasm.exists() or wasm.stat().st_mtime < source.stat().st_mtime:
+        wasm.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", "-target", "wasm32-wasi", "-O2", "-s", "-o", wasm, source],
+            env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": str(ROOT.parent / ".cache" / "zig")},
+            check=True,
+        )
+    return {"v8": ROOT / "functions" / "echo.js", "wasm": wasm}
+
+
+def now_ms() -> float:
+    """A monotonic clock in milliseconds."""
+    return time.perf_counter() * 1e3
