@@ -1,4 +1,4 @@
-"""Renders docs/reference/{cli,config}.md from the code. `scripts/reference --write` writes, without it prints a diff."""
+"""Renders docs/reference/{cli,config}.md from the code; `scripts/reference` calls it."""
 
 from __future__ import annotations
 
