@@ -1,0 +1,111 @@
+"""What the agent and an engine worker say to each other over a socket pair: frames of one shape, both ways.
+
+::
+
+    u32  bytes after this field
+    u8   kind
+    u32  id of the call (0 outside a call)
+    u32  bytes of the head
+    ...  head
+    ...  body
+
+All numbers are little endian. A worker runs strangers' code, so nothing it sends is trusted: `FrameReader` refuses
+what is too long, inconsistent or of an unknown kind.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+from typing import NamedTuple
+
+__all__ = ["FRAME_OVERHEAD", "Frame", "FrameError", "FrameReader", "Kind", "encode"]
+
+_HEADER = struct.Struct("<IBII")
+_SIZE = struct.Struct("<I")
+_AFTER_SIZE = _HEADER.size - _SIZE.size
+FRAME_OVERHEAD = _HEADER.size
+"""Bytes of a frame beside its head and body."""
+
+
+class Kind(IntEnum):
+    """What a frame is. Workers send those up to TOO_LARGE, the agent the others."""
+
+    READY = 1
+    """The function is loaded; calls may come."""
+    RESULT = 2
+    """Head: the reply's headers as a JSON object, or empty; body: the payload."""
+    FAILED = 3
+    """Head: a text for the caller; body: what belongs in the log. After LOAD: the function cannot be loaded."""
+    LOG = 4
+    """Head: the level; body: text."""
+    TOO_LARGE = 5
+    """The result is over the limit, and is not sent."""
+    LOAD = 16
+    """Head: settings as JSON; body: the source."""
+    CALL = 17
+    """Head: the subject, and if there are headers, a NUL and a JSON object; body: the payload."""
+
+
+_KINDS = frozenset(int(kind) for kind in Kind)
+
+
+class FrameError(ValueError):
+    """The other side does not keep to the protocol."""
+
+
+class Frame(NamedTuple):
+    """One frame."""
+
+    kind: int
+    id: int
+    head: bytes
+    body: bytes
+
+
+def encode(kind: int, call: int, head: bytes = b"", body: bytes = b"") -> bytes:
+    """The bytes of one frame."""
+    size = len(head)
+    return b"".join((_HEADER.pack(_AFTER_SIZE + size + len(body), kind, call, size), head, body))
+
+
+class FrameReader:
+    """Cuts a byte stream into frames. A frame longer than ``limit_bytes`` is an error before it is read."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit = limit_bytes
+        self._parts: list[bytes] = []
+        self._missing = 0
+
+    def feed(self, data: bytes) -> list[Frame]:
+        """The frames that are complete now, in order.
+
+        Raises:
+            FrameError: a frame is malformed; the stream is of no use any more.
+        """
+        if self._missing > len(data):  # the middle of a large frame: do not copy what is there again
+            self._parts.append(data)
+            self._missing -= len(data)
+            return []
+        if self._parts:
+            self._parts.append(data)
+            data = b"".join(self._parts)
+            self._parts = []
+        self._missing = 0
+        frames: list[Frame] = []
+        start, end = 0, len(data)
+        while end - start >= _HEADER.size:
+            size, kind, call, head_size = _HEADER.unpack_from(data, start)
+            stop = start + _SIZE.size + size
+            if size < _AFTER_SIZE + head_size or stop - start > self._limit or kind not in _KINDS:
+                raise FrameError(f"a malformed frame: kind {kind}, {size} bytes, {head_size} of them head")
+            if stop > end:
+                break
+            body = start + _HEADER.size + head_size
+            frames.append(Frame(kind, call, data[start + _HEADER.size : body], data[body:stop]))
+            start = stop
+        if start < end:
+            self._parts = [data[start:] if start else data]
+            if end - start >= _HEADER.size:
+                self._missing = stop - end
+        return frames

@@ -1,0 +1,77 @@
+"""JavaScript and TypeScript functions, run by Deno in worker processes without permissions.
+
+A *classic script* is one whose value (that of its last expression) is the function; a *module* exports it by
+``export default``. Both may be TypeScript; which of the two a source is, is found out by compiling it. The function
+is called as ``function (subject, payload, {headers, env})`` with the real subject, the payload as `Uint8Array` and
+the message's headers as an object of strings; it may be ``async``.
+
+What it returns is the reply. Bytes (`Uint8Array`, `ArrayBuffer` and other views) go as they are. In a script every
+other value goes as JSON, and no value at all as the text ``undefined``, as in Nex 0.2. In a module a string goes as
+its UTF-8 text, ``undefined`` as an empty payload, any other value as JSON. ``new Reply(value, headers)`` answers with
+headers.
+
+There is: the language, Web APIs (`TextEncoder`, `URL`, `crypto`, streams, timers…), ``console`` (the workload's log,
+levels kept), and ``env``, the workload's environment, global and frozen. There is no access to files, network,
+processes or the host's environment; ``fetch`` is there and refuses.
+
+The function is loaded once per worker: what it keeps in variables may, or may not, be there at the next call. Timers
+and promises that a call does not await stand still until the next call of that worker.
+"""
+
+from __future__ import annotations
+
+import re
+import resource
+import socket
+import subprocess
+from pathlib import Path
+
+import msgspec
+from deno import find_deno_bin
+
+from nex.errors import StartError
+from nex.processes import Child
+from nex.providers.pooled import PooledFunction
+from nex.providers.workers import Launched
+
+__all__ = ["JavaScriptProvider"]
+
+_WORKER = Path(__file__).with_name("worker.js")
+_FLAGS = ("run", "--quiet", "--no-prompt", "--no-remote", "--no-npm", "--no-config", "--no-lock", "--no-code-cache")
+# A cache folder that cannot be made: Deno then keeps its caches in memory, and leaves no file behind.
+_ENVIRONMENT = {"DENO_DIR": "/dev/null/none", "DENO_NO_UPDATE_CHECK": "1", "NO_COLOR": "1"}
+# V8 reserves 512 MiB of address space for code, which counts as data; Deno itself needs some 30 MiB.
+_BASE_DATA_BYTES = 576 * 2**20
+
+
+class JavaScriptProvider(PooledFunction):
+    """Runs a JavaScript function."""
+
+    def _launch(self, sock: socket.socket) -> Launched:
+        memory = self._limits.memory_bytes
+        child = Child.spawn(
+            [find_deno_bin(), *_FLAGS, f"--v8-flags=--max-old-space-size={max(memory >> 20, 8)}", _WORKER],
+            env=_ENVIRONMENT,
+            cwd=self.workload.folder,
+            stdin=sock.fileno(),
+            stdout=sock.fileno(),
+            stderr=subprocess.DEVNULL,
+            # The heap has its own limit; buffers lie outside of it and count as data.
+            rlimits={resource.RLIMIT_DATA: _BASE_DATA_BYTES + 2 * memory, resource.RLIMIT_CORE: 0},
+        )
+        return Launched(child)
+
+    def _load(self) -> tuple[bytes, bytes]:
+        try:
+            source = self.workload.artifact.read_bytes()
+            source.decode()
+        except OSError as error:
+            raise StartError(f"the artifact cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise StartError("the artifact is no JavaScript: it is not UTF-8 text") from error
+        settings = {
+            "name": re.sub(r"[^\w.-]", "_", self.workload.name) or "function",
+            "environment": dict(self.workload.environment),
+            "resultBytes": self._limits.result_bytes,
+        }
+        return msgspec.json.encode(settings), source

@@ -1,0 +1,265 @@
+// The inside of a JavaScript worker: one function, called once at a time over the socket on fd 0 and 1.
+//
+// Frames, both ways (nex.providers.frames): u32 bytes after this field | u8 kind | u32 id | u32 bytes of head | head | body,
+// little endian. LOAD comes first (head: JSON settings, body: the source); then CALLs (head: subject, and after a NUL
+// the headers as JSON; body: payload). We answer READY or FAILED, then RESULT, FAILED or TOO_LARGE; LOG comes between.
+//
+// User code shares this realm. It cannot reach the outside (the process has no permissions, and what Deno offers is
+// deleted), but it can break what it shares with us, so the other side trusts no frame and kills this process at will.
+
+const READY = 1, RESULT = 2, FAILED = 3, LOG = 4, TOO_LARGE = 5, LOAD = 16, CALL = 17;
+const HEADER = 13;
+const LOG_CHARS = 65536;
+
+const { stdin, stdout, inspect } = Deno;
+const { Console, core } = Deno[Deno.internal];
+const { stringify, parse } = JSON;
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+const EMPTY = new Uint8Array(0);
+
+let input = new Uint8Array(1 << 17), start = 0, end = 0;
+let output = new Uint8Array(1 << 17);
+
+/** Have at least `n` bytes in `input`; false at the end of the stream. */
+function fill(n) {
+  if (end - start >= n) return true;
+  if (input.length < n) {
+    const larger = new Uint8Array(Math.max(n, input.length * 2));
+    larger.set(input.subarray(start, end));
+    end -= start; start = 0; input = larger;
+  } else if (input.length - start < n) {
+    input.copyWithin(0, start, end);
+    end -= start; start = 0;
+  }
+  while (end - start < n) {
+    const read = stdin.readSync(end === 0 ? input : input.subarray(end));
+    if (!read) return false;
+    end += read;
+  }
+  return true;
+}
+
+const u32 = (at) => (input[at] | input[at + 1] << 8 | input[at + 2] << 16 | input[at + 3] << 24) >>> 0;
+
+/** The next frame, waiting for it; null when the other side has closed. The body is a copy, the head a view. */
+function receive() {
+  if (!fill(HEADER)) return null;
+  const size = 4 + u32(start);
+  if (!fill(size)) return null;
+  const at = start, body = at + HEADER + u32(at + 9);
+  start += size;
+  const frame = { kind: input[at + 4], id: u32(at + 5), head: input.subarray(at + HEADER, body), body: input.slice(body, at + size) };
+  if (start === end) start = end = 0;
+  return frame;
+}
+
+function send(kind, id, head, body) {
+  const size = HEADER + head.length + body.length;
+  if (output.length < size) output = new Uint8Array(size * 2);
+  const after = size - 4, o = output;
+  o[0] = after; o[1] = after >> 8; o[2] = after >> 16; o[3] = after >> 24;
+  o[4] = kind;
+  o[5] = id; o[6] = id >> 8; o[7] = id >> 16; o[8] = id >> 24;
+  o[9] = head.length; o[10] = head.length >> 8; o[11] = head.length >> 16; o[12] = head.length >> 24;
+  if (head.length) o.set(head, HEADER);
+  o.set(body, HEADER + head.length);
+  let rest = o.subarray(0, size);
+  for (;;) {
+    const written = stdout.writeSync(rest);
+    if (written === rest.length) return;
+    rest = rest.subarray(written);
+  }
+}
+
+const shorten = (text, limit) => text.length > limit ? text.slice(0, limit) + '…' : text;
+const log = (level, text) => send(LOG, 0, encoder.encode(level), encoder.encode(shorten(text, LOG_CHARS)));
+
+const US = import.meta.url;
+const withoutUs = (stack) => stack.split('\n').filter((line) => !line.includes(US)).join('\n');
+
+/** What the caller may see of an error, and what the log shows. `hide` puts our name for a source into stacks. */
+function describe(error) {
+  try {
+    if (error instanceof Error) return [`${error.name}: ${error.message}`, hide(withoutUs(String(error.stack || error)))];
+    return [shorten(typeof error === 'string' ? error : inspect(error), 1024), ''];
+  } catch {
+    return ['an error that cannot be shown', ''];
+  }
+}
+
+function fail(id, text, detail) {
+  send(FAILED, id, encoder.encode(shorten(hide(text), 4096)), encoder.encode(shorten(detail, LOG_CHARS)));
+}
+
+/** A parser's message as one line with the place; other errors as they are. */
+function describeLoad(error) {
+  const [text, detail] = describe(error);
+  if (!isParseError(error)) return [text, error instanceof Unfit ? '' : detail];
+  const [, what, line, column] = /^(?:TypeError: )?SyntaxError: (.*)[^]*?:(\d+):(\d+)(?:\n|$)/.exec(hide(`${text}\n`)) ?? [];
+  return [what === undefined ? text : `SyntaxError: ${what} (line ${line}, column ${column})`, hide(text)];
+}
+
+/** A source that loads but is no function. */
+class Unfit extends Error {
+  name = 'Error';
+}
+
+let hide = (text) => text;
+let isScript = false;
+let resultBytes = 0;
+
+// ---------------------------------------------------------------------------------------------------------------
+// What user code finds.
+
+/** Return one of these to answer with headers: `new Reply(payload, {Name: "value"})`. */
+class Reply {
+  constructor(payload, headers = {}) { this.payload = payload; this.headers = headers; }
+}
+
+function install(environment) {
+  const LEVELS = ['DEBUG', 'INFO', 'WARN', 'ERROR'];
+  globalThis.console = new Console((text, level) => log(LEVELS[level] ?? 'INFO', text.endsWith('\n') ? text.slice(0, -1) : text));
+  const fixed = (name, value) => Object.defineProperty(globalThis, name, { value, enumerable: true });
+  const env = Object.freeze(Object.assign(Object.create(null), environment));
+  fixed('env', env);
+  fixed('Reply', Reply);
+  globalThis.addEventListener('unhandledrejection', (event) => {
+    event.preventDefault();
+    const [text, detail] = describe(event.reason);
+    log('ERROR', `unhandled rejection: ${detail || text}`);
+  });
+  globalThis.addEventListener('error', (event) => {
+    event.preventDefault();
+    const [text, detail] = describe(event.error);
+    log('ERROR', `uncaught: ${detail || text}`);
+  });
+  for (const name of ['Deno', 'Worker', 'process', 'global', 'close', 'alert', 'confirm', 'prompt', 'localStorage',
+    'sessionStorage', 'caches', 'name', 'onload', 'onunload', 'onbeforeunload']) delete globalThis[name];
+  return env;
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// From a source to a function.
+
+/** Whether `source` is a classic script; compiles it and runs nothing of it. */
+function compiles(source) {
+  const [, failure] = core.evalContext(`throw null;${source}`, 'file:///check.js');
+  return !failure?.isCompileError;
+}
+
+/** The JavaScript of a classic script written in TypeScript, or null. Must come before `install`. */
+async function stripTypes(source) {
+  if (/^\s*(import|export)\b/m.test(source)) return null;
+  const { stripTypeScriptTypes } = await import('node:module');
+  try {
+    const stripped = stripTypeScriptTypes(source);
+    return compiles(stripped) ? stripped : null;
+  } catch {
+    return null;
+  }
+}
+
+const { createObjectURL, revokeObjectURL } = URL;
+
+async function importAs(type, source, name) {
+  const url = createObjectURL(new Blob([source], { type }));
+  const before = hide;
+  hide = (text) => before(text).replaceAll(url, name);
+  try {
+    return await import(url);
+  } finally {
+    revokeObjectURL(url);
+  }
+}
+
+const isParseError = (error) => error instanceof TypeError && error.message.startsWith('SyntaxError: ') || error instanceof SyntaxError;
+
+async function loadModule(source, name) {
+  let module;
+  try {
+    module = await importAs('text/javascript', source, name);
+  } catch (error) {
+    if (!isParseError(error)) throw error;
+    module = await importAs('application/typescript', source, name);
+  }
+  if (typeof module.default !== 'function') throw new Unfit('a module must `export default` a function');
+  return module.default;
+}
+
+function loadScript(source, name) {
+  const [value, failure] = core.evalContext(source, `file:///${name}`);
+  if (failure) throw failure.thrown;
+  if (typeof value !== 'function') throw new Unfit("the script's value is not a function");
+  return value;
+}
+
+async function load(source, { name, environment }) {
+  hide = (text) => text.replaceAll(`file:///${name}`, name);
+  const script = compiles(source) ? source : await stripTypes(source);
+  isScript = script !== null;
+  const env = install(environment);
+  return [isScript ? loadScript(script, name) : await loadModule(source, name), env];
+}
+
+// ---------------------------------------------------------------------------------------------------------------
+// From a value to the bytes of a reply.
+
+function toBytes(value) {
+  if (value instanceof Uint8Array) return value;
+  if (value instanceof ArrayBuffer) return new Uint8Array(value);
+  if (ArrayBuffer.isView(value)) return new Uint8Array(value.buffer, value.byteOffset, value.byteLength);
+  if (isScript) return encoder.encode(String(stringify(value))); // as 0.2: a script without a value answers `undefined`
+  if (value === undefined) return EMPTY;
+  if (typeof value === 'string') return encoder.encode(value);
+  const text = stringify(value);
+  if (text === undefined) throw new TypeError(`a ${typeof value} cannot be a reply`);
+  return encoder.encode(text);
+}
+
+function answer(id, value) {
+  let head = EMPTY;
+  if (value instanceof Reply) {
+    head = encoder.encode(stringify(value.headers));
+    value = value.payload;
+  }
+  const body = toBytes(value);
+  if (body.length > resultBytes) send(TOO_LARGE, id, EMPTY, EMPTY);
+  else send(RESULT, id, head, body);
+}
+
+async function main() {
+  const first = receive();
+  if (first === null || first.kind !== LOAD) return;
+  let fn, env;
+  try {
+    const settings = parse(decoder.decode(first.head));
+    resultBytes = settings.resultBytes;
+    [fn, env] = await load(decoder.decode(first.body), settings);
+  } catch (error) {
+    const [text, detail] = describeLoad(error);
+    fail(first.id, text, detail);
+    return;
+  }
+  send(READY, first.id, EMPTY, EMPTY);
+  setInterval(() => {}, 1 << 30); // an event loop with nothing to do would end us while a user's promise is pending
+  const plain = Object.freeze({ headers: Object.freeze(Object.create(null)), env });
+  for (let frame = receive(); frame !== null && frame.kind === CALL; frame = receive()) {
+    try {
+      let subject = decoder.decode(frame.head), context = plain;
+      const cut = subject.indexOf('\0');
+      if (cut >= 0) {
+        context = { headers: parse(subject.slice(cut + 1)), env };
+        subject = subject.slice(0, cut);
+      }
+      let value = fn.call(globalThis, subject, frame.body, context);
+      if (value !== null && typeof value === 'object' && typeof value.then === 'function') value = await value;
+      answer(frame.id, value);
+    } catch (error) {
+      const [text, detail] = describe(error);
+      fail(frame.id, text, detail);
+    }
+  }
+}
+
+await main();

@@ -1,0 +1,66 @@
+"""WebAssembly functions: WASI preview 1 commands, run by wasmtime in worker processes, a fresh instance per call.
+
+The message's payload is standard input, the whole of standard output is the reply, standard error goes to the log.
+``argv`` is ``["nexfunction", <subject>]``. The environment holds the workload's pairs and, for each header of the
+message, ``NEX_HEADER_<NAME>``: the name in upper case, every other character than a letter or digit as ``_``. A pair
+of the workload is never replaced by a header; of two headers with the same name by this rule, the first counts.
+Replies carry no headers. There are no files, no network and no other host functions.
+
+A run that ends with an exit code other than 0, or traps, has failed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+from pathlib import Path
+
+from nex.errors import StartError
+from nex.processes import Child
+from nex.providers.pooled import PooledFunction
+from nex.providers.wasm_worker import compile_artifact, serve
+from nex.providers.workers import Launched, WorkerPool
+
+__all__ = ["WasmProvider"]
+
+_COMPILE_TIMEOUT_S = 60.0
+
+
+class WasmProvider(PooledFunction):
+    """Runs a WebAssembly function."""
+
+    async def start(self) -> None:
+        """As the seam says. The module is compiled once, in a process of its own."""
+        self._code = self._compiled_file()
+        if not self._code.exists():
+            await self._compile()
+        await super().start()
+
+    def _compiled_file(self) -> Path:
+        """Where the native code of this very artifact is or will be, in the folder that is ours alone."""
+        try:
+            with self.workload.artifact.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise StartError(f"the artifact cannot be read: {error.strerror}") from error
+        return self.workload.folder / f"{digest}.cwasm"
+
+    async def _compile(self) -> None:
+        compiler = WorkerPool(
+            self._launch_compiler, self._load, limits=self._limits, log=self.log, load_timeout_s=_COMPILE_TIMEOUT_S
+        )
+        try:
+            await compiler.start()
+        finally:
+            await compiler.stop(0)
+
+    def _load(self) -> tuple[bytes, bytes]:
+        return b"", b""  # a fork has everything it needs
+
+    def _launch_compiler(self, sock: socket.socket) -> Launched:
+        artifact, code, limits = self.workload.artifact, self._code, self._limits
+        return Launched(Child.fork(lambda: compile_artifact(sock, artifact, code, limits), keep_fds=[sock.fileno()]))
+
+    def _launch(self, sock: socket.socket) -> Launched:
+        code, environment, limits = self._code, self.workload.environment, self._limits
+        return Launched(Child.fork(lambda: serve(sock, code, environment, limits), keep_fds=[sock.fileno()]))

@@ -1,0 +1,329 @@
+"""Runs one WebAssembly module again and again, each time in a fresh instance, with its standard streams in memory.
+
+This stands on the C interface that the wasmtime package ships (``wasmtime._ffi``) where the package's own classes
+convert every value one by one: a call is as short as the conversions would be long. WASI comes from wasmtime, but for
+reading standard input and writing standard output and error, which are ours: bytes in memory, of bounded size.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from ctypes import byref, memmove, string_at
+from pathlib import Path
+from typing import Any
+
+import wasmtime
+from wasmtime import _ffi as ffi
+
+__all__ = ["OutputTooLarge", "ProgramFailed", "WasmProgram", "compile_module", "make_engine"]
+
+_PAGE_BYTES = 65536
+_TABLE_ELEMENTS = 1_000_000
+_EBADF = (8).to_bytes(4, "little")
+_EFAULT = (21).to_bytes(4, "little")
+_SUCCESS = bytes(4)
+_WASI = b"wasi_snapshot_preview1"
+_STDIN, _STDOUT, _STDERR = 0, 1, 2
+# Four i32 arguments, each in a slot as wide as the largest value (16 bytes).
+_FOUR_I32 = struct.Struct("<I12xI12xI12xI12x")
+_HostCall = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+_NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
+_VECTOR = struct.Struct("<II")
+_STDERR_BYTES = 65536
+_memory_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
+    ("wasmtime_memory_data", ffi.dll)
+)
+_memory_size = ctypes.PYFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)(
+    ("wasmtime_memory_data_size", ffi.dll)
+)
+_Strings = ctypes.POINTER(ctypes.POINTER(ctypes.c_char))
+
+
+class ProgramFailed(Exception):  # noqa: N818 - reads as what happened
+    """A run that ended by a trap or with an exit code other than 0; the text says which."""
+
+    def __init__(self, text: str, detail: str = "") -> None:
+        self.detail = detail
+        super().__init__(text)
+
+
+class OutputTooLarge(Exception):  # noqa: N818
+    """A run whose output went over its limit."""
+
+
+def make_engine() -> wasmtime.Engine:
+    """An engine as every process of ours has it: compiled modules fit only the same settings."""
+    config = wasmtime.Config()
+    config.cranelift_opt_level = "speed"
+    return wasmtime.Engine(config)
+
+
+def compile_module(engine: wasmtime.Engine, data: bytes, memory_bytes: int) -> bytes:
+    """Check and compile a module; the result is native code, to be loaded by `WasmProgram` on this host.
+
+    Raises:
+        ValueError: it is no module that could run here; the text says why.
+    """
+    if data[:4] != b"\0asm":
+        raise ValueError("the artifact is no WebAssembly: it does not begin as a module does")
+    if data[4:8] == b"\x0d\0\1\0":
+        raise ValueError("the artifact is a WebAssembly component; a function must be a core module (WASI preview 1)")
+    try:
+        module = wasmtime.Module(engine, data)
+    except wasmtime.WasmtimeError as error:
+        raise ValueError(f"the artifact is no valid WebAssembly module: {_first_line(error)}") from error
+    _check_exports(module, memory_bytes)
+    _check_imports(engine, module)
+    return bytes(module.serialize())
+
+
+def _check_exports(module: wasmtime.Module, memory_bytes: int) -> None:
+    exports = {export.name: export.type for export in module.exports}
+    start = exports.get("_start")
+    if start is None:
+        raise ValueError("the module has no function _start: build it as a WASI command, not as a library")
+    if not isinstance(start, wasmtime.FuncType) or start.params or start.results:
+        raise ValueError("the module's _start is not a function without parameters and results")
+    memory = exports.get("memory")
+    if not isinstance(memory, wasmtime.MemoryType):
+        raise ValueError("the module exports no memory")  # noqa: TRY004 - not a programming mistake
+    if memory.is_64:
+        raise ValueError("the module's memory is 64-bit, which WASI preview 1 does not know")
+    least = memory.limits.min * _PAGE_BYTES
+    if least > memory_bytes:
+        raise ValueError(f"the module needs at least {least} bytes of memory; its limit is {memory_bytes}")
+
+
+def _check_imports(engine: wasmtime.Engine, module: wasmtime.Module) -> None:
+    linker = wasmtime.Linker(engine)
+    linker.define_wasi()
+    try:
+        linker.instantiate_pre(module)
+    except wasmtime.WasmtimeError as error:
+        raise ValueError(f"the module imports what a function is not given: {_first_line(error)}") from error
+
+
+class WasmProgram:
+    """A compiled module that can be run.
+
+    Args:
+        engine: from `make_engine`.
+        code: a file that holds what `compile_module` made; it is native code, so never one of a stranger.
+        memory_bytes: the most memory one run may use.
+        output_bytes: the most one run may write to its standard output.
+        on_stderr: gets what a run writes to its standard error, as it comes.
+    """
+
+    def __init__(
+        self,
+        engine: wasmtime.Engine,
+        code: Path,
+        *,
+        environment: Mapping[str, str],
+        memory_bytes: int,
+        output_bytes: int,
+        on_stderr: Callable[[bytes], None],
+    ) -> None:
+        self._engine = engine.ptr()
+        self._memory_bytes = memory_bytes
+        self._output_bytes = output_bytes
+        self._on_stderr = on_stderr
+        self._environment = _Pairs(environment)
+        self._callbacks: list[Any] = []
+        self._keep = engine
+        module = wasmtime.Module.deserialize_file(engine, str(code))
+        self._linker = wasmtime.Linker(engine)
+        self._linker.allow_shadowing = True
+        self._linker.define_wasi()
+        self._define(b"fd_read", self._fd_read)
+        self._define(b"fd_write", self._fd_write)
+        self._pre = self._linker.instantiate_pre(module)
+        self._pre_pointer = self._pre.ptr()
+        self._instance = ffi.wasmtime_instance_t()
+        self._memory_item = ffi.wasmtime_extern_t()  # `_memory` looks into it
+        self._start_item = ffi.wasmtime_extern_t()
+        self._memory: Any = None
+        self._no_values = (ffi.wasmtime_val_raw_t * 1)()
+        self._context: Any = None
+        self._input = b""
+        self._read = 0
+        self._output: list[bytes] = []
+        self._written = 0
+
+    def run(self, arguments: Sequence[bytes], stdin: bytes, variables: Mapping[str, str] | None = None) -> bytes:
+        """Run the module's ``_start`` once; what it wrote to standard output.
+
+        Args:
+            arguments: argv, from the program's name on.
+            stdin: all of standard input.
+            variables: more environment variables; the program's own win.
+
+        Raises:
+            ProgramFailed: it trapped or exited with another code than 0.
+            OutputTooLarge: it wrote too much, and was stopped.
+        """
+        self._input, self._read = stdin, 0
+        self._output, self._written = [], 0
+        self._memory = None
+        store = ffi.wasmtime_store_new(self._engine, None, _NO_FINALIZER)
+        try:
+            self._context = context = ffi.wasmtime_store_context(store)
+            ffi.wasmtime_store_limiter(store, self._memory_bytes, _TABLE_ELEMENTS, 1, 16, 1)
+            self._set_wasi(context, arguments, variables)
+            self._start(context)
+        finally:
+            self._context = None
+            ffi.wasmtime_store_delete(store)
+        return b"".join(self._output)
+
+    def _set_wasi(self, context: Any, arguments: Sequence[bytes], variables: Mapping[str, str] | None) -> None:
+        wasi = ffi.wasi_config_new()
+        array = (ctypes.c_char_p * len(arguments))(*arguments)
+        ffi.wasi_config_set_argv(wasi, len(arguments), ctypes.cast(array, _Strings))
+        pairs = self._environment if not variables else _Pairs({**variables, **self._environment.pairs})
+        if pairs.count:
+            ffi.wasi_config_set_env(wasi, pairs.count, pairs.names, pairs.values)
+        ffi.wasmtime_context_set_wasi(context, wasi)
+
+    def _start(self, context: Any) -> None:
+        trap = ctypes.POINTER(ffi.wasm_trap_t)()
+        instance, memory, start = self._instance, self._memory_item, self._start_item
+        error = ffi.wasmtime_instance_pre_instantiate(self._pre_pointer, context, byref(instance), byref(trap))
+        if not (bool(error) or bool(trap)):
+            ffi.wasmtime_instance_export_get(context, byref(instance), b"memory", 6, byref(memory))
+            self._memory = memory.of.memory
+            ffi.wasmtime_instance_export_get(context, byref(instance), b"_start", 6, byref(start))
+            error = ffi.wasmtime_func_call_unchecked(context, byref(start.of.func), self._no_values, 1, byref(trap))
+        if bool(error):
+            self._judge(wasmtime.WasmtimeError._from_ptr(error))  # noqa: SLF001 - as the package itself does
+        elif bool(trap):
+            self._judge(wasmtime.Trap._from_ptr(trap))  # noqa: SLF001 - see above
+
+    def _judge(self, error: Exception) -> None:
+        """Whether a run that did not simply return has failed, and how."""
+        if self._written > self._output_bytes:
+            raise OutputTooLarge
+        if isinstance(error, wasmtime.ExitTrap):
+            if error.code == 0:
+                return
+            raise ProgramFailed(f"the function exited with code {error.code}{self._memory_note()}")
+        text = str(error)
+        cause = text.strip().splitlines()[-1].removeprefix("wasm trap: ").strip()
+        cause = next((line.split("wasm trap: ", 1)[1] for line in text.splitlines() if "wasm trap: " in line), cause)
+        raise ProgramFailed(f"the function trapped: {cause}{self._memory_note()}", text)
+
+    def _memory_note(self) -> str:
+        """That memory may be the reason, if most of it was in use; a refused growth leaves no other trace."""
+        if self._memory is None:
+            return ""
+        used = ffi.wasmtime_memory_data_size(self._context, byref(self._memory))
+        if used * 4 < self._memory_bytes * 3:
+            return ""
+        return f"; it had used {used / 2**20:.1f} MiB of the {self._memory_bytes / 2**20:g} MiB of memory it may use"
+
+    def _define(self, name: bytes, function: Callable[[int], bytes | None]) -> None:
+        """Put a host function of four i32 and one result in the place of wasmtime's own."""
+
+        def call(_data: int, caller: int, values: int, _count: int) -> int:
+            if self._memory is None:  # called while the instance is being made
+                self._memory = _memory_of(caller)
+            result = function(values)
+            if result is None:
+                return ctypes.cast(ffi.wasmtime_trap_new(b"too much output", 15), ctypes.c_void_p).value or 0
+            memmove(values, result, 4)
+            return 0
+
+        callback = _HostCall(call)
+        self._callbacks.append(callback)
+        i32 = wasmtime.ValType.i32()
+        kind = wasmtime.FuncType([i32] * 4, [i32])
+        error = ffi.wasmtime_linker_define_func_unchecked(
+            self._linker.ptr(),
+            _WASI,
+            len(_WASI),
+            name,
+            len(name),
+            kind.ptr(),
+            ctypes.cast(callback, ffi.wasmtime_func_unchecked_callback_t),
+            None,
+            _NO_FINALIZER,
+        )
+        if bool(error):
+            raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - as the package itself does
+
+    def _view(self) -> tuple[int, int]:
+        """Where the memory of the instance lies now, and its size."""
+        memory = byref(self._memory)
+        return _memory_address(self._context, memory), _memory_size(self._context, memory)
+
+    def _fd_read(self, values: int) -> bytes | None:
+        """``fd_read(fd, iovs, count, read)``: from the input, for file 0."""
+        fd, vectors, count, total_at = _FOUR_I32.unpack(string_at(values, 64))
+        if fd != _STDIN:
+            return _EBADF
+        base, size = self._view()
+        if vectors + 8 * count > size or total_at + 4 > size:
+            return _EFAULT
+        start = position = self._read
+        for at, length in _VECTOR.iter_unpack(string_at(base + vectors, 8 * count)):
+            if at + length > size:
+                return _EFAULT
+            piece = self._input[position : position + length]
+            memmove(base + at, piece, len(piece))
+            position += len(piece)
+            if len(piece) < length:
+                break
+        self._read = position
+        memmove(base + total_at, (position - start).to_bytes(4, "little"), 4)
+        return _SUCCESS
+
+    def _fd_write(self, values: int) -> bytes | None:
+        """``fd_write(fd, iovs, count, written)``: to the output for file 1, to the log for file 2."""
+        fd, vectors, count, total_at = _FOUR_I32.unpack(string_at(values, 64))
+        if fd not in (_STDOUT, _STDERR):
+            return _EBADF
+        base, size = self._view()
+        if vectors + 8 * count > size or total_at + 4 > size:
+            return _EFAULT
+        total = 0
+        for at, length in _VECTOR.iter_unpack(string_at(base + vectors, 8 * count)):
+            if at + length > size:
+                return _EFAULT
+            total += length
+            if fd == _STDERR:
+                self._on_stderr(string_at(base + at, min(length, _STDERR_BYTES)))
+                continue
+            self._written += length
+            if self._written > self._output_bytes:
+                return None
+            self._output.append(string_at(base + at, length))
+        memmove(base + total_at, total.to_bytes(4, "little"), 4)
+        return _SUCCESS
+
+
+class _Pairs:
+    """Environment variables as C wants them."""
+
+    def __init__(self, pairs: Mapping[str, str]) -> None:
+        self.pairs = dict(pairs)
+        self.count = len(self.pairs)
+        names = [name.encode() for name in self.pairs]
+        values = [value.encode() for value in self.pairs.values()]
+        self.names = ctypes.cast((ctypes.c_char_p * self.count)(*names), _Strings)
+        self.values = ctypes.cast((ctypes.c_char_p * self.count)(*values), _Strings)
+
+
+def _memory_of(caller: int) -> Any:
+    """The memory of the instance that calls us."""
+    item = ffi.wasmtime_extern_t()
+    pointer = ctypes.cast(caller, ctypes.POINTER(ffi.wasmtime_caller_t))
+    ffi.wasmtime_caller_export_get(pointer, b"memory", 6, byref(item))
+    return item.of.memory
+
+
+def _first_line(error: Exception) -> str:
+    """The root cause of an error of wasmtime, which begins with its contexts."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1].partition(": ")[2] if lines and lines[-1][:1].isdigit() else (lines[0] if lines else "unknown")

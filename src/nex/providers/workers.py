@@ -1,0 +1,210 @@
+"""A pool of engine processes for one function: one call at a time in each, cut off by KILL, replaced at once.
+
+The pool starts with one worker, grows when calls wait, up to ``limits.parallel``, and lets go of those that were of
+no use for a while. What user code did to a worker that was killed cannot reach the next call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+from nex.errors import CallError, CallFailed, CallOverloaded, StartError, WorkloadError
+from nex.protocol.agent import Limits
+from nex.providers.base import Log
+from nex.providers.frames import Frame, Kind
+from nex.providers.texts import log_text, safe_text
+from nex.providers.worker import Launched, Worker
+from nex.tasks import TaskOwner
+
+__all__ = ["Launched", "WorkerPool"]
+
+_SHRINK_S = 10.0
+
+
+class _Job(NamedTuple):
+    """A call that waits for a worker."""
+
+    head: bytes
+    body: bytes
+    done: asyncio.Future[Frame]
+
+
+class WorkerPool:
+    """The workers of one function and the calls that wait for them.
+
+    Args:
+        launch: starts a process that speaks frames over the given socket (its end; closed here afterwards).
+        load: makes head and body of the LOAD frame; called once, while the first process is starting.
+        limits: those of the function.
+        log: where its output goes.
+        load_timeout_s: how long a process may take to load the function.
+    """
+
+    def __init__(
+        self,
+        launch: Callable[[socket.socket], Launched],
+        load: Callable[[], tuple[bytes, bytes]],
+        *,
+        limits: Limits,
+        log: Log,
+        load_timeout_s: float = 10.0,
+    ) -> None:
+        self.limits = limits
+        self.log = log
+        self.tasks = TaskOwner("workers", lambda name, error: log("ERROR", f"{name}: {error!r}"))
+        self._launch = launch
+        self._load = load
+        self._load_timeout_s = load_timeout_s
+        self._loading: tuple[bytes, bytes] | None = None
+        self._workers: set[Worker] = set()
+        self._idle: list[Worker] = []
+        self._spare = 0
+        self._waiting: deque[_Job] = deque()
+        self._shrinking: asyncio.TimerHandle | None = None
+        self._drained: asyncio.Event | None = None
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The processes of the workers there are now."""
+        return tuple(worker.pid for worker in self._workers)
+
+    async def start(self) -> None:
+        """Start the first worker and load the function into it.
+
+        Raises:
+            StartError: it cannot be loaded; the text says why.
+        """
+        self._loop = asyncio.get_running_loop()
+        frame = await self._grow()
+        if frame.kind == Kind.FAILED:
+            raise StartError(safe_text(frame.head))
+
+    def call(self, head: bytes, body: bytes) -> asyncio.Future[Frame]:
+        """Run the function once, now or when a worker is free; the future may fail with a `CallError`.
+
+        Raises:
+            CallOverloaded: too many calls wait already.
+            CallFailed: the pool has been stopped.
+        """
+        if self._drained is not None:
+            raise CallFailed("the function has been stopped")
+        done: asyncio.Future[Frame] = self._loop.create_future()
+        if self._idle:
+            self._idle.pop().begin(Kind.CALL, head, body, done, self.limits.timeout_s)
+            self._spare = min(self._spare, len(self._idle))
+            return done
+        if len(self._waiting) >= self.limits.queue:
+            raise CallOverloaded(len(self._waiting))
+        self._waiting.append(_Job(head, body, done))
+        loading = sum(not worker.loaded for worker in self._workers)
+        if len(self._workers) < self.limits.parallel and loading < len(self._waiting):
+            self._replace()
+        return done
+
+    async def stop(self, grace_s: float) -> None:
+        """Take no more calls, finish those there are within ``grace_s`` seconds, end every worker."""
+        if self._drained is None:
+            self._drained = asyncio.Event()
+        self._check_drained()
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._drained.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._fail_waiting(CallFailed("the function was stopped"))
+            for worker in tuple(self._workers):
+                worker.kill(CallFailed("the function was stopped"))
+            if self._shrinking is not None:
+                self._shrinking.cancel()
+            await asyncio.shield(self.tasks.wait())
+
+    def on_idle(self, worker: Worker) -> None:
+        """A worker is ready for a call."""
+        while self._waiting:
+            job = self._waiting.popleft()
+            if not job.done.done():  # else its caller has given up
+                worker.begin(Kind.CALL, job.head, job.body, job.done, self.limits.timeout_s)
+                return
+        self._idle.append(worker)
+        if self._drained is not None:
+            self._check_drained()
+        elif self._shrinking is None and len(self._workers) > 1:
+            self._spare = len(self._idle)
+            self._shrinking = self._loop.call_later(_SHRINK_S, self._shrink)
+
+    def on_lost(self, worker: Worker) -> None:
+        """A worker is dead, or as good as dead."""
+        self._workers.discard(worker)
+        if worker in self._idle:
+            self._idle.remove(worker)
+        if self._drained is not None:
+            self._check_drained()
+        elif self._waiting or (worker.served and not self._workers):
+            # One that died before its first call may die again and again: the next call tries it, not we.
+            self._replace()
+
+    def _grow(self) -> asyncio.Future[Frame]:
+        ours, theirs = socket.socketpair()
+        try:
+            launched = self._launch(theirs)
+        except OSError as error:
+            ours.close()
+            raise StartError(f"the function's process cannot be started: {error.strerror}") from error
+        finally:
+            theirs.close()
+        worker = Worker(self, launched, ours)
+        self._workers.add(worker)
+        done: asyncio.Future[Frame] = self._loop.create_future()
+        done.add_done_callback(partial(self._on_load, worker))
+        if self._loading is None:
+            self._loading = self._load()
+        worker.begin(Kind.LOAD, *self._loading, done, self._load_timeout_s)
+        return done
+
+    def _on_load(self, worker: Worker, done: asyncio.Future[Frame]) -> None:
+        if done.cancelled():  # whoever started us gave up, and stops us next
+            return
+        error = done.exception()
+        if error is None:
+            frame = done.result()
+            if frame.kind == Kind.READY:
+                return
+            error = StartError(safe_text(frame.head))
+            if frame.body:
+                log_text(self.log, b"ERROR", frame.body)
+            worker.kill(error)
+        if not any(other.loaded for other in self._workers):
+            self._fail_waiting(CallFailed(f"the function could not be started again: {error}"))
+
+    def _replace(self) -> None:
+        try:
+            self._grow()
+        except WorkloadError as error:
+            if not self._workers:
+                self._fail_waiting(CallFailed(f"the function could not be started again: {error}"))
+
+    def _fail_waiting(self, error: CallError) -> None:
+        while self._waiting:
+            job = self._waiting.popleft()
+            if not job.done.done():
+                job.done.set_exception(error)
+
+    def _check_drained(self) -> None:
+        at_work = self._waiting or any(worker.busy and worker.loaded for worker in self._workers)
+        if self._drained is not None and not at_work:
+            self._drained.set()
+
+    def _shrink(self) -> None:
+        """Let go of the workers that were idle all the time since we last looked, but for one."""
+        self._shrinking = None
+        for worker in self._idle[: min(self._spare, len(self._workers) - 1)]:
+            worker.kill(CallFailed("the function's worker was let go"))
+        if len(self._workers) > 1:
+            self._spare = len(self._idle)
+            self._shrinking = self._loop.call_later(_SHRINK_S, self._shrink)
