@@ -1,0 +1,89 @@
+"""One connection for one command, from the global options."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from nex.cli.options import DEFAULT_SERVER, Options
+from nex.cli.output import Output
+from nex.client.client import Client
+from nex.transport.connection import Connection
+from nex.transport.objects import ObjectStore
+from nex.transport.options import ConnectOptions, from_context
+
+__all__ = ["Session", "connect_options", "open_session", "tool_flags"]
+
+_FIELDS = {
+    "creds": "creds",
+    "nkey": "nkey",
+    "tlscert": "tls_cert",
+    "tlskey": "tls_key",
+    "tlsca": "tls_ca",
+    "tlsfirst": "tls_first",
+    "token": "token",
+    "password": "password",
+    "jsdomain": "domain",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What a command talks through."""
+
+    connection: Connection
+    client: Client
+    domain: str
+    options: Options
+    out: Output
+
+    def store(self) -> ObjectStore:
+        """The object stores of the JetStream domain that was asked for."""
+        return ObjectStore(self.connection, self.domain)
+
+
+def connect_options(options: Options) -> ConnectOptions:
+    """How to connect: the context, if one is named, changed by what flags say; else flags and environment alone.
+
+    Raises:
+        UsageError: there is no such context.
+    """
+    base = ConnectOptions(servers=options.servers)
+    names = set(_FIELDS)
+    if options.context:
+        base = from_context(options.context)
+        names &= options.flagged
+    changes: dict[str, Any] = {_FIELDS[n]: getattr(options, n) for n in names if getattr(options, n)}
+    if "server" in options.flagged:
+        changes["servers"] = options.servers
+    if options.user and (not options.context or "user" in options.flagged):
+        changes["user" if options.password else "token"] = options.user
+    return replace(base, **changes, name=options.conn_name, timeout_s=options.timeout_s)
+
+
+@asynccontextmanager
+async def open_session(options: Options, *, namespace: str | None = None) -> AsyncIterator[Session]:
+    """Connect, and close whatever happens. ``namespace`` is that of the options unless given.
+
+    Raises:
+        UnreachableError: no server is there.
+        RefusedError: the server does not let us in.
+    """
+    connecting = connect_options(options)
+    connection = await Connection.open(connecting)
+    try:
+        space = options.literal_namespace() if namespace is None else namespace
+        client = Client(connection, namespace=space, timeout_s=options.timeout_s, window_s=options.window_s)
+        yield Session(connection, client, connecting.domain, options, Output(as_json=options.json))
+    finally:
+        await connection.close()
+
+
+def tool_flags(options: Options) -> str:
+    """The flags, with a blank before, by which `nats` and `nex` reach the same system; never a secret."""
+    if options.context:
+        return f" --context {options.context}"
+    plain = options.servers != (DEFAULT_SERVER,) and not any("@" in server for server in options.servers)
+    return f" -s {','.join(options.servers)}" if plain else ""

@@ -1,0 +1,141 @@
+"""What `devrun`, `run` and `dev` have in common: the options of a workload, and what is said about a deployed one."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import click
+
+from nex.cli.command import DURATION
+from nex.cli.options import Options
+from nex.cli.session import tool_flags
+from nex.client.artifacts import TYPES, canonical_type
+from nex.client.bundle import FUNCTION_TYPES, Order, split_argv
+from nex.client.rollout import Deployed
+from nex.protocol.location import Location
+
+__all__ = ["WorkloadFlags", "describe", "summary", "workload_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_OPTIONS = (
+    click.option(
+        "--argv", default="", metavar="TEXT", help="Arguments of a service, as one text; quotes are understood."
+    ),
+    click.option("--description", default="", metavar="TEXT", help="What is shown about it."),
+    click.option("--essential/--no-essential", default=False, help="Restart the service when it fails."),
+    click.option(
+        "--trigger_subject",
+        "--trigger-subject",
+        "triggers",
+        multiple=True,
+        metavar="SUBJECT",
+        help="What calls the function; may hold wildcards and be given several times. Default: its name.",
+    ),
+    click.option(
+        "--type", "kind", type=click.Choice(list(TYPES)), help="What the workload is. Default: told by the file."
+    ),
+    click.option("--time-limit", type=DURATION, metavar="DURATION", help="Time of one call. Default: the node's."),
+    click.option("--memory", type=click.IntRange(1), metavar="MIB", help="Memory of one call. Default: the node's."),
+    click.option("--parallel", type=click.IntRange(1), metavar="N", help="Calls at a time. Default: the node's."),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkloadFlags:
+    """The options of a workload as they were given."""
+
+    argv: str
+    description: str
+    essential: bool
+    triggers: tuple[str, ...]
+    kind: str | None
+    time_limit: float | None
+    memory: int | None
+    parallel: int | None
+
+    @property
+    def wire_type(self) -> str:
+        """The type that was asked for, as the wire has it; empty if none was."""
+        return canonical_type(self.kind) if self.kind else ""
+
+    def order(
+        self,
+        *,
+        name: str,
+        type: str,  # noqa: A002 - its name on the wire
+        location: Location,
+        digest: str,
+        environment: Mapping[str, str],
+        description: str = "",
+    ) -> Order:
+        """The order that these options make of a workload.
+
+        Raises:
+            UsageError: they do not fit its type.
+        """
+        return Order(
+            name=name,
+            type=type,
+            location=location,
+            digest=digest,
+            environment=environment,
+            argv=split_argv(self.argv),
+            description=self.description or description,
+            essential=self.essential,
+            trigger_subjects=self.triggers,
+            timeout_ms=round(1000 * (self.time_limit or 0)),
+            memory_mib=self.memory or 0,
+            parallel=self.parallel or 0,
+        ).checked()
+
+
+def workload_options(function: F) -> F:
+    """Add the options of a workload; they arrive as the fields of `WorkloadFlags`."""
+    for option in reversed(_OPTIONS):
+        function = option(function)
+    return function
+
+
+def summary(deployed: Deployed, namespace: str) -> dict[str, Any]:
+    """A deployed workload, for programs."""
+    order, reply, target = deployed.order, deployed.reply, deployed.target
+    return {
+        "id": reply.id,
+        "name": order.name,
+        "type": order.type,
+        "namespace": namespace,
+        "node_id": target.node_id,
+        "node_name": target.name,
+        "issuer": reply.issuer,
+        "location": str(order.location),
+        "digest": order.digest,
+        "trigger_subjects": list(order.trigger_subjects),
+    }
+
+
+def describe(deployed: Deployed, options: Options) -> list[tuple[str, str]]:
+    """A deployed workload, for people: names and values, with how to call it and how to stop it."""
+    order, target = deployed.order, deployed.target
+    pairs = [
+        ("Workload", order.name),
+        ("Id", deployed.reply.id),
+        ("Node", f"{target.name} {target.node_id}".strip()),
+    ]
+    flags = tool_flags(options)
+    if order.type in FUNCTION_TYPES:
+        pairs.append(("Triggers", ", ".join(order.trigger_subjects)))
+        subject = shlex.quote(_literal(order.trigger_subjects[0]))
+        pairs.append(("Call it", f"nats{flags} req {subject} 'hello'"))
+    space = f" --namespace {shlex.quote(options.namespace)}" if options.namespace != "default" else ""
+    pairs.append(("Logs", f"nex{flags}{space} logs --workload_name {order.name}"))
+    pairs.append(("Stop it", f"nex{flags}{space} stop {order.name}"))
+    return pairs
+
+
+def _literal(pattern: str) -> str:
+    """A subject that the pattern matches."""
+    return ".".join("anything" if token in {"*", ">"} else token for token in pattern.split("."))

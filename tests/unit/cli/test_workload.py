@@ -1,0 +1,42 @@
+from nex.cli.options import Options
+from nex.cli.session import tool_flags
+from nex.cli.workload import describe, summary
+from nex.client.bundle import Order
+from nex.client.rollout import Deployed, Target
+from nex.protocol.control import DeployReply
+from nex.protocol.location import Location
+
+
+def deployed(kind: str = "v8", *triggers: str) -> Deployed:
+    order = Order(
+        name="fn",
+        type=kind,
+        location=Location.of("B", "fn"),
+        digest="d",
+        environment={"K": "s3cret"},
+        trigger_subjects=triggers,
+    )
+    return Deployed(order, DeployReply(started=True, id="wid", issuer="A", name="fn"), Target("NID", "fox", "X"))
+
+
+def test_a_function_is_told_with_how_to_call_and_stop_it() -> None:
+    options = Options(servers=("nats://h:1",), namespace="team")
+    told = dict(describe(deployed("v8", "a.*.>", "b"), options))
+    assert told["Call it"] == "nats -s nats://h:1 req a.anything.anything 'hello'"
+    assert told["Stop it"] == "nex -s nats://h:1 --namespace team stop fn"
+    assert told["Node"] == "fox NID"
+
+
+def test_a_service_has_no_call() -> None:
+    assert "Call it" not in dict(describe(deployed("native"), Options()))
+
+
+def test_what_is_told_holds_no_secret() -> None:
+    told = f"{describe(deployed('v8', 'a'), Options())}{summary(deployed('v8', 'a'), 'default')}"
+    assert "s3cret" not in told
+
+
+def test_flags_for_other_tools_carry_no_credentials() -> None:
+    assert tool_flags(Options()) == ""
+    assert tool_flags(Options(context="lab")) == " --context lab"
+    assert tool_flags(Options(servers=("nats://user:s3cret@h:1",))) == ""
