@@ -16,12 +16,9 @@ static int write_all(const char *data, size_t size) {
 
 int main(int argc, char **argv) {
     static char buffer[65536];
-    size_t total = 0;
     ssize_t n;
-    while ((n = read(STDIN_FILENO, buffer, sizeof buffer)) > 0) {
-        total += (size_t)n;
+    while ((n = read(STDIN_FILENO, buffer, sizeof buffer)) > 0)
         if (write_all(buffer, (size_t)n) != 0) return 1;
-    }
     if (n < 0 || argc < 2) {
         fprintf(stderr, "no payload or no subject\n");
         return 1;
