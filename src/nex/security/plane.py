@@ -31,6 +31,11 @@ _CONTROL_LINE_BYTES: Final = 8192
 _SPARE_SUBSCRIPTIONS: Final = 64
 """What an agent needs for itself (requests, replies, pings), and then some; more would only fill the server."""
 
+_NOTHING: Final = "_NOTHING"
+"""A subject that nobody uses."""
+
+_NEVER_HEARD: Final = ("$SYS.>", "$JS.>", "$NEX.>")
+
 # The rules of nex.protocol.agent, which this room may not import; a test holds the two together.
 _AGENT_PUBLISHES: Final = ("host.{id}.>",)
 _AGENT_HEARS: Final = ("agent.{id}.>", "_INBOX.{id}.>")
@@ -100,17 +105,22 @@ class PlaneAuthority:
         hears = [subject.format(id=machine_id) for subject in _AGENT_HEARS]
         return self._user(self._plane, f"agent-{machine_id}", _permissions(publishes, hears, _SPARE_SUBSCRIPTIONS))
 
-    def data_user(self, machine_id: str, subscriptions: Iterable[tuple[str, str]]) -> tuple[str, str]:
+    def data_user(
+        self, machine_id: str, subscriptions: Iterable[tuple[str, str]], *, denied: Iterable[str] = ()
+    ) -> tuple[str, str]:
         """JWT and seed of a machine's user in the account ``data``.
 
-        It may hear these subjects, each in its queue group (if not empty), and answer; nothing else.
+        It may hear these subjects, each in its queue group (if not empty), and answer; nothing else. What is
+        ``denied``, and what belongs to the system, it never hears: no subscription may be about any of that.
         """
+        _check_words(*denied)
         hears = []
         for subject, queue in subscriptions:
             _check_words(subject, queue)
-            hears.append(f"{subject} {queue}" if queue else subject)
-        limit = len(hears) + _SPARE_SUBSCRIPTIONS
-        return self._user(self._data, f"data-{machine_id}", _permissions([], hears, limit))
+            hears.append((subject, f"{subject} {queue}" if queue else subject))
+        permissions = _permissions([], [entry for _, entry in hears], len(hears) + _SPARE_SUBSCRIPTIONS)
+        permissions["sub"]["deny"] = [*_NEVER_HEARD, *denied, *_overreach([subject for subject, _ in hears])]
+        return self._user(self._data, f"data-{machine_id}", permissions)
 
     def __repr__(self) -> str:
         return f"PlaneAuthority({self._operator.public})"
@@ -139,13 +149,33 @@ class PlaneAuthority:
 
 
 def _permissions(publish: list[str], subscribe: list[str], max_subscriptions: int) -> dict[str, Any]:
-    # An empty list would mean everything, so it is spelled as a denial of all.
+    # An empty list would allow everything.
     return {
-        "pub": {"allow": publish} if publish else {"deny": [">"]},
-        "sub": {"allow": subscribe} if subscribe else {"deny": [">"]},
+        "pub": {"allow": publish or [_NOTHING]},
+        "sub": {"allow": subscribe or [_NOTHING]},
         "resp": {"max": 1, "ttl": _REPLY_TTL_NS},
         "subs": max_subscriptions,
     }
+
+
+def _overreach(subjects: list[str]) -> list[str]:
+    """What the server would let be heard beyond the subjects that are allowed.
+
+    To it, ``a.>`` is covered by an allowed ``a.*``. Where that is not needed for another subject, what lies deeper
+    is denied.
+    """
+    ends = [subject for subject in subjects if subject.split(".")[-1] == "*"]
+    return [f"{end}.>" for end in ends if not any(_goes_below(subject, end) for subject in subjects)]
+
+
+def _goes_below(subject: str, end: str) -> bool:
+    theirs, ours = subject.split("."), end.split(".")
+    for one, other in zip(theirs, ours, strict=False):
+        if one == ">":
+            return True
+        if one != other and "*" not in (one, other):
+            return False
+    return len(theirs) > len(ours)
 
 
 def _check_words(*words: str) -> None:
