@@ -39,13 +39,25 @@ class Location(Message, frozen=True, omit_defaults=False, kw_only=True, rename="
     def from_url(cls, url: str) -> Location:
         """The location of a URL ``nats://BUCKET/KEY``; the key may hold ``/`` and percent escapes.
 
+        As in Go, what follows ``?`` and ``#`` is kept apart from the key, and of a user only that there is one.
+
         Raises:
             UsageError: it is none.
         """
-        bucket, _, key = url.removeprefix(_SCHEME).partition("/")
+        rest, _, fragment = url.removeprefix(_SCHEME).partition("#")
+        rest, _, query = rest.partition("?")
+        authority, _, key = rest.partition("/")
+        _, at, bucket = authority.rpartition("@")
         if not url.startswith(_SCHEME) or not bucket or not key.strip("/"):
-            raise UsageError(f"{url!r} is no location of an artifact", hint="it has to be nats://BUCKET/KEY")
-        return cls.of(bucket, unquote(key))
+            raise UsageError("this is no location of an artifact", hint="it has to be nats://BUCKET/KEY")
+        return cls(
+            scheme="nats",
+            user={} if at else None,
+            host=bucket,
+            path=f"/{unquote(key)}",
+            raw_query=query,
+            fragment=unquote(fragment),
+        )
 
     @classmethod
     def normalize(cls, raw: object) -> object:

@@ -92,9 +92,14 @@ def seal_environment(env: Mapping[str, str], key: CurveKey, recipient: str) -> s
     """An environment sealed for ``recipient``, as base64 text.
 
     Raises:
-        SealError: ``recipient`` is no public curve key.
+        SealError: ``recipient`` is no public curve key, or a name or value is not Unicode text.
     """
-    return base64.b64encode(key.seal(msgspec.json.encode(dict(env)), recipient)).decode()
+    try:
+        plain = msgspec.json.encode(dict(env))
+    except UnicodeEncodeError:
+        # Not chained: it quotes the value.
+        raise SealError("a name or value of the environment is not valid Unicode text") from None
+    return base64.b64encode(key.seal(plain, recipient)).decode()
 
 
 def open_environment(text: str, key: CurveKey, sender: str) -> dict[str, str]:

@@ -352,7 +352,7 @@ async def joined_system(plane: Plane, public: NatsServer) -> None:
 
 async def test_the_config_of_a_leaf_is_taken_whatever_is_in_its_texts(tmp_path: Path) -> None:
     authority = PlaneAuthority.create()
-    folder = tmp_path / "ein \"Ordner\" mit 'ü' und $HOME"
+    folder = tmp_path / "a \"folder\" with 'ü' and $HOME"
     folder.mkdir()
     credentials = folder / "leaf.creds"
     jwt, seed = authority.data_user(MINE, [])

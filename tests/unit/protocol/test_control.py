@@ -151,6 +151,8 @@ def test_a_location_is_written_with_all_keys_of_go() -> None:
     written = Location.of("My_Bucket", "key").encode()
     assert written == golden.LOCATION_UNDERSCORES
     assert Location.from_url("nats://My_Bucket/key").encode() == written
+    url = "nats://user:secret@BUCKET/some/nested/key?x=1#frag"
+    assert Location.from_url(url).encode() == golden.LOCATION_WITH_USER
     assert str(Location.of("A", "a/b c")) == "nats://A/a/b%20c"
 
 

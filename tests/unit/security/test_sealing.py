@@ -91,6 +91,12 @@ def test_line_breaks_in_the_base64_are_skipped() -> None:
     assert open_environment(f"{text[:20]}\r\n{text[20:]}\n", BOB, ALICE.public) == {"K": "V"}
 
 
+def test_an_environment_that_is_no_text_is_refused_without_showing_it() -> None:
+    with pytest.raises(SealError, match="not valid Unicode") as caught:
+        seal_environment({"K": "secret\udcff"}, ALICE, BOB.public)
+    assert caught.value.__cause__ is None
+
+
 @pytest.mark.parametrize(
     ("plain", "expected"),
     [(b"null", {}), (b"{}", {}), (b'{"A":null}', {"A": ""}), (b' {"a":"b","a":"c"}', {"a": "c"})],
