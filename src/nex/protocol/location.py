@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -13,6 +14,7 @@ from nex.protocol.base import Message
 __all__ = ["Location"]
 
 _SCHEME = "nats://"
+_BUCKET = re.compile(r"[a-zA-Z0-9_-]+")
 
 
 class Location(Message, frozen=True, omit_defaults=False, kw_only=True, rename="pascal"):
@@ -48,7 +50,7 @@ class Location(Message, frozen=True, omit_defaults=False, kw_only=True, rename="
         rest, _, query = rest.partition("?")
         authority, _, key = rest.partition("/")
         _, at, bucket = authority.rpartition("@")
-        if not url.startswith(_SCHEME) or not bucket or not key.strip("/"):
+        if not url.startswith(_SCHEME) or not _BUCKET.fullmatch(bucket) or not key.strip("/"):
             raise UsageError("this is no location of an artifact", hint="it has to be nats://BUCKET/KEY")
         return cls(
             scheme="nats",

@@ -138,7 +138,20 @@ def test_a_location_is_an_object_or_a_url(location: object, bucket: str, key: st
     assert (found.bucket, found.key) == (bucket, key)
 
 
-@pytest.mark.parametrize("url", ["", "A/b", "nats://", "nats://A", "nats://A/", "nats:///b", "http://A/b"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "A/b",
+        "nats://",
+        "nats://A",
+        "nats://A/",
+        "nats:///b",
+        "http://A/b",
+        "nats://BUCKET NAME/key",
+        "nats://a.b/c",
+    ],
+)
 def test_urls_that_are_no_location(url: str) -> None:
     with pytest.raises(UsageError, match="nats://BUCKET/KEY"):
         Location.from_url(url)
