@@ -98,7 +98,9 @@ class PlaneAuthority:
     def agent_user(self, machine_id: str) -> tuple[str, str]:
         """JWT and seed of the agent in a machine.
 
-        It may publish to ``host.<m>.>`` and answer requests, and hear ``agent.<m>.>`` and ``_INBOX.<m>.>``.
+        It may publish to ``host.<m>.>`` and answer requests, and hear ``agent.<m>.>`` and ``_INBOX.<m>.>``. The server
+        does not look at where an agent wants its answers: the node has to send none but to ``_INBOX.<m>.>``, or it
+        would speak for the agent wherever that likes.
         """
         _check_words(machine_id)
         publishes = [subject.format(id=machine_id) for subject in _AGENT_PUBLISHES]

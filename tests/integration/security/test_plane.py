@@ -170,6 +170,15 @@ async def test_an_agent_answers_a_request_once_and_only_one_it_got(plane: Plane)
     assert [(await replies.take()).data for _ in range(2)] == [b"first", b"end"]
 
 
+async def test_the_server_leaves_it_to_the_node_where_an_agent_wants_its_answers(plane: Plane) -> None:
+    node = await plane.connect(plane.authority.node_user())
+    heard = Inbox()
+    await node.subscribe("host.>", heard)
+    agent = await plane.agent(MINE)
+    await agent.publish(host_subject(MINE, "artifact"), reply=agent_subject(OTHERS, "start"))
+    assert (await heard.take()).reply == agent_subject(OTHERS, "start")
+
+
 async def test_users_come_without_a_reload_and_disturb_nobody(plane: Plane) -> None:
     node = await plane.connect(plane.authority.node_user())
     heard = Inbox()
