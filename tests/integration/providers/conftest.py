@@ -1,0 +1,52 @@
+"""The programs that the tests of providers run."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_PROGRAMS = Path(__file__).parent / "programs"
+_ROOT = Path(__file__).parents[3]
+
+
+def _compile(source: Path, result: Path, *flags: str) -> Path:
+    if not result.exists() or result.stat().st_mtime < source.stat().st_mtime:
+        result.parent.mkdir(parents=True, exist_ok=True)
+        part = result.with_suffix(f".{os.getpid()}")
+        cache = _ROOT / ".cache"
+        environment = {
+            **os.environ,
+            "ZIG_GLOBAL_CACHE_DIR": str(cache / "zig"),
+            "ZIG_LOCAL_CACHE_DIR": str(cache / "zig-local"),
+        }
+        subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", "-O1", *flags, "-o", part, source], env=environment, check=True
+        )
+        part.replace(result)
+    return result
+
+
+@pytest.fixture(scope="session")
+def obedient_script() -> Path:
+    """The obedient function in JavaScript."""
+    return _PROGRAMS / "obey.js"
+
+
+@pytest.fixture(scope="session")
+def obedient_wasm() -> Path:
+    """The obedient function as a WASI command."""
+    result = _ROOT / "build" / "tests" / "obey.wasm"
+    return _compile(_PROGRAMS / "obey_function.c", result, "-target", "wasm32-wasi")
+
+
+@pytest.fixture(scope="session")
+def obedient_service() -> Path:
+    """The obedient native service."""
+    target = f"{platform.machine()}-linux-musl"
+    result = _ROOT / "build" / "tests" / "obey-service"
+    return _compile(_PROGRAMS / "obey_service.c", result, "-target", target, "-static")
