@@ -1,0 +1,227 @@
+"""The node's end of one agent: what it says is decoded strictly and bounded, what it is asked has a time limit."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+from nex.drivers.base import Machine
+from nex.errors import DeadlineError, MachineError, MessageError, NexError, UnreachableError
+from nex.node.rates import Allowance
+from nex.protocol.agent import (
+    ERROR_HEADER,
+    ArtifactRequest,
+    CallReport,
+    LogBatch,
+    Ready,
+    ServiceExit,
+    StartReply,
+    StartRequest,
+    StopReply,
+    StopRequest,
+    agent_subject,
+)
+from nex.protocol.base import Message
+from nex.tasks import TaskOwner
+from nex.telemetry.logs import Log
+from nex.transport.connection import Connection, Msg
+
+__all__ = ["AgentLink", "Tenant"]
+
+_log = Log("node.agents")
+M = TypeVar("M", bound=Message)
+
+_PIECE_LIMIT_BYTES = 1024 * 1024
+_PIECES_UNDER_WAY = 32
+_MESSAGES_PER_S = 2000
+_LINES_PER_S = 4000
+_STOP_SLACK_S = 5.0
+
+
+class Tenant(Protocol):
+    """Whoever runs a workload in a machine, and hears of it."""
+
+    def heard_log(self, link: AgentLink, batch: LogBatch) -> None:
+        """Lines that the workload wrote."""
+
+    def heard_calls(self, link: AgentLink, report: CallReport) -> None:
+        """What happened on a trigger."""
+
+    def heard_exit(self, link: AgentLink, exited: ServiceExit) -> None:
+        """The service ended by itself."""
+
+    def heard_lost(self, link: AgentLink) -> None:
+        """The machine is gone."""
+
+
+class AgentLink:
+    """A machine, and the agent in it.
+
+    Attributes:
+        id: the machine's.
+        ready: the agent's handshake.
+        lost: set when the machine has ended.
+        missed_pings: how many the agent left unanswered, one after another.
+        given_up: the machine ended because the node's private server did, by no fault of its own.
+    """
+
+    def __init__(self, machine: Machine, connection: Connection) -> None:
+        self.id = machine.id
+        self.machine = machine
+        self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
+        self.lost = asyncio.Event()
+        self.missed_pings = 0
+        self.given_up = False
+        self._connection = connection
+        self._tenant: Tenant | None = None
+        self._artifact: int = -1
+        self._messages = Allowance(_MESSAGES_PER_S)
+        self._lines = Allowance(_LINES_PER_S)
+        self._pieces = 0
+        self._tasks = TaskOwner(f"agent.{self.id}", self._bug)
+
+    # What the agent says
+
+    def heard(self, verb: str, msg: Msg, now: float) -> None:
+        """One message of the agent, at ``now`` seconds of the loop's clock."""
+        if not self._messages.take(1, now):
+            return
+        try:
+            self._hear(verb, msg, now)
+        except MessageError as error:
+            _log.warn("agent_message_damaged", f"a machine sent what is no {verb}: {error}", machine=self.id)
+
+    def _hear(self, verb: str, msg: Msg, now: float) -> None:
+        if verb == "ready":
+            self._heard_ready(msg)
+        elif verb == "artifact":
+            self._heard_artifact(msg)
+        elif self._tenant is None:
+            return
+        elif verb == "log":
+            self._heard_log(self._tenant, LogBatch.decode(msg.data), now)
+        elif verb == "calls":
+            self._tenant.heard_calls(self, CallReport.decode(msg.data))
+        elif verb == "exit":
+            self._tenant.heard_exit(self, ServiceExit.decode(msg.data))
+
+    def _heard_ready(self, msg: Msg) -> None:
+        ready = Ready.decode(msg.data)
+        if not self.ready.done():
+            self.ready.set_result(ready)
+        if msg.reply:
+            self._connection.publish_soon(msg.reply)
+
+    def _heard_log(self, tenant: Tenant, batch: LogBatch, now: float) -> None:
+        passed = self._lines.take(len(batch.lines), now)
+        dropped = max(batch.dropped, 0) + len(batch.lines) - passed
+        tenant.heard_log(self, LogBatch(lines=batch.lines[:passed], dropped=dropped))
+
+    def _heard_artifact(self, msg: Msg) -> None:
+        if not msg.reply:
+            return
+        wanted = ArtifactRequest.decode(msg.data)
+        if self._artifact < 0 or self._pieces >= _PIECES_UNDER_WAY:
+            self._connection.publish_soon(msg.reply, headers={ERROR_HEADER: "there is no artifact for this machine"})
+        elif wanted.offset < 0 or not 0 <= wanted.size <= _PIECE_LIMIT_BYTES:
+            self._connection.publish_soon(msg.reply, headers={ERROR_HEADER: "there is no such piece"})
+        else:
+            self._pieces += 1
+            self._tasks.start(self._send_piece(wanted, msg.reply), name="artifact")
+
+    async def _send_piece(self, wanted: ArtifactRequest, reply: str) -> None:
+        try:
+            piece = await asyncio.to_thread(os.pread, self._artifact, wanted.size, wanted.offset)
+            await self._connection.publish(reply, piece)
+        except (OSError, NexError) as error:
+            _log.warn("artifact_piece_lost", f"a machine did not get its artifact: {error}", machine=self.id)
+        finally:
+            self._pieces -= 1
+
+    # What the agent is asked
+
+    async def start(self, request: StartRequest, artifact: Path, tenant: Tenant, *, timeout_s: float) -> None:
+        """Have the agent start a workload; ``tenant`` hears of it from now on.
+
+        Raises:
+            MachineError: the agent refused, with its own text; or the machine is gone.
+            DeadlineError: it did not answer in time.
+        """
+        self._tenant = tenant
+        try:
+            self._artifact = await asyncio.to_thread(os.open, artifact, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise MachineError(f"the artifact cannot be read: {error.strerror}") from error
+        try:
+            reply = await self._ask("start", request.encode(), StartReply, timeout_s)
+        finally:
+            await self._tasks.aclose()
+            os.close(self._artifact)
+            self._artifact = -1
+        if reply.error is not None:
+            raise MachineError(f"workload rejected by agent: {reply.error}")
+
+    async def stop(self, grace_s: float) -> StopReply:
+        """Have the agent stop its workload.
+
+        Raises:
+            MachineError: the machine is gone.
+            DeadlineError: it did not answer in time.
+        """
+        return await self._ask("stop", StopRequest(grace_s=grace_s).encode(), StopReply, grace_s + _STOP_SLACK_S)
+
+    async def ping(self, timeout_s: float) -> bool:
+        """Whether the agent answers."""
+        try:
+            await self._connection.request(agent_subject(self.id, "ping"), timeout_s=timeout_s)
+        except (UnreachableError, DeadlineError):
+            self.missed_pings += 1
+        else:
+            self.missed_pings = 0
+        return self.missed_pings == 0
+
+    async def _ask(self, verb: str, payload: bytes, kind: type[M], timeout_s: float) -> M:
+        subject = f"agent.{self.id}.{verb}"
+        asking = self._connection.request(subject, payload, timeout_s=timeout_s)
+        try:
+            reply = await self._unless_lost(asking)
+        except UnreachableError as error:
+            raise MachineError(f"the agent cannot be reached: {error}") from error
+        except DeadlineError as error:
+            raise DeadlineError("the agent", timeout_s) from error
+        return kind.decode(reply.data)
+
+    async def _unless_lost(self, asking: Coroutine[None, None, Msg]) -> Msg:
+        owner = TaskOwner(f"agent.{self.id}.ask", lambda _name, _error: None)  # the result is looked at below
+        answer, lost = owner.start(asking, name="answer"), owner.start(self.lost.wait(), name="lost")
+        try:
+            await asyncio.wait((answer, lost), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise MachineError("the machine has ended")
+        finally:
+            await owner.aclose()
+
+    # The end
+
+    def has_ended(self) -> None:
+        """The machine is gone."""
+        if not self.lost.is_set():
+            self.lost.set()
+            if self._tenant is not None:
+                self._tenant.heard_lost(self)
+
+    def release(self) -> None:
+        """Its workload is over: nobody hears of the machine any more."""
+        self._tenant = None
+
+    async def aclose(self) -> None:
+        """Stop whatever is still done for the machine."""
+        self.ready.cancel()
+        await self._tasks.aclose()
+
+    def _bug(self, where: str, error: BaseException) -> None:
+        _log.error("bug", f"{where} failed: {error!r}", error=error)

@@ -1,0 +1,237 @@
+"""The node's machines: some are warm and wait for a workload, each is watched, none is left behind.
+
+A machine is warm when its agent has reported. The pool is filled in the background; one that does not report in time,
+or dies while it waits, is destroyed and replaced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from nex.drivers.base import Driver, MachineSpec
+from nex.errors import MachineError, NexError, RefusedError
+from nex.node.agents import AgentLink
+from nex.node.config import NodeConfig
+from nex.node.lifecycle import backoff_s
+from nex.node.plane import Plane
+from nex.node.state import State
+from nex.protocol.ids import new_id
+from nex.tasks import TaskOwner
+from nex.telemetry.logs import Log
+
+__all__ = ["MachinePool"]
+
+_log = Log("node.machines")
+_BOOTS_AT_ONCE = 4
+_PING_EVERY_S = 5.0
+_MISSED_PINGS = 3
+_EMPTY = "Failed to get agent client from pool: no available agent client in pool"
+
+
+class MachinePool:
+    """Makes, keeps and destroys machines. `run` and `run_pings` go on for as long as the node runs."""
+
+    def __init__(self, driver: Driver, plane: Plane, state: State, config: NodeConfig) -> None:
+        self._driver = driver
+        self._plane = plane
+        self._state = state
+        self._config = config
+        self._links: dict[str, AgentLink] = {}
+        self._warm: deque[AgentLink] = deque()
+        self._takers: deque[asyncio.Future[AgentLink]] = deque()
+        self._booting = 0
+        self._failures = 0
+        self._trouble: NexError | None = None
+        self._tried = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._tasks = TaskOwner("machines", self._bug)
+
+    # The pool
+
+    async def run(self) -> None:
+        """Keep the pool full; ends only by cancellation."""
+        self._wake.set()
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            await self._plane.wait_up()
+            wanted = self._config.machine_pool_size + len(self._takers) - len(self._warm)
+            for _ in range(min(wanted, _BOOTS_AT_ONCE) - self._booting):
+                self._booting += 1
+                self._tasks.start(self._boot(), name="boot")
+
+    def refill(self) -> None:
+        """Machines have been taken: make others. Called when their taker is done, so as not to be in its way."""
+        self._wake.set()
+
+    async def wait_warm(self) -> None:
+        """Wait for the first machine.
+
+        Raises:
+            NexError: it could not be made, so none can.
+        """
+        await self._tried.wait()
+        if self._trouble is not None:
+            raise self._trouble
+
+    async def take(self) -> AgentLink:
+        """A warm machine; the taker destroys it with `destroy`.
+
+        Raises:
+            RefusedError: there is none, and none could be made in time.
+        """
+        while self._warm:
+            link = self._warm.popleft()
+            if not link.lost.is_set():
+                return link
+        taker: asyncio.Future[AgentLink] = asyncio.get_running_loop().create_future()
+        self._takers.append(taker)
+        self._wake.set()
+        try:
+            async with asyncio.timeout(self._config.agent_handshake_timeout_ms / 1000):
+                return await taker
+        except TimeoutError:
+            raise RefusedError(_EMPTY) from None
+        except asyncio.CancelledError:
+            if taker.done() and not taker.cancelled():
+                self._keep(taker.result())
+            raise
+        finally:
+            if taker in self._takers:
+                self._takers.remove(taker)
+
+    def _keep(self, link: AgentLink) -> None:
+        while self._takers:
+            taker = self._takers.popleft()
+            if not taker.done():
+                taker.set_result(link)
+                return
+        self._warm.append(link)
+
+    async def _boot(self) -> None:
+        try:
+            link = await self._make()
+        except NexError as error:
+            self._trouble = error
+            self._failures += 1
+            delay_s = backoff_s(self._failures - 1)
+            _log.error("machine_failed", f"a machine could not be made: {error}", retry_s=delay_s)
+            self._tried.set()
+            await asyncio.sleep(delay_s)
+        else:
+            self._trouble = None
+            self._failures = 0
+            self._keep(link)
+            self._tried.set()
+        finally:
+            self._booting -= 1
+            self._wake.set()
+
+    async def _make(self) -> AgentLink:
+        machine_id = new_id()
+        spec = MachineSpec(
+            id=machine_id,
+            hello=self._plane.hello(machine_id),
+            server=self._plane.address,
+            resources=self._config.machine_template,
+        )
+        machine = self._driver.create(spec)
+        link = self._plane.link(machine)
+        self._links[link.id] = link
+        try:
+            await machine.start()
+            await asyncio.to_thread(self._state.save_handle, machine.handle)
+            self._tasks.start(self._watch(link), name=f"watch.{link.id}")
+            await self._handshake(link)
+        except BaseException:
+            await asyncio.shield(self.destroy(link))
+            raise
+        return link
+
+    async def _handshake(self, link: AgentLink) -> None:
+        timeout_s = self._config.agent_handshake_timeout_ms / 1000
+        waits = TaskOwner("machines.handshake", lambda _name, _error: None)
+        lost = waits.start(link.lost.wait(), name="lost")
+        try:
+            await asyncio.wait((link.ready, lost), timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            await waits.aclose()
+        if link.lost.is_set():
+            raise MachineError("the machine ended before its agent reported", console=link.machine.console())
+        if not link.ready.done():
+            text = f"the agent did not report within {timeout_s:g} s (agent_handshake_timeout_ms)"
+            raise MachineError(text, console=link.machine.console())
+
+    # Watching
+
+    async def _watch(self, link: AgentLink) -> None:
+        exited = await link.machine.wait()
+        if link.id in self._links:
+            _log.warn(
+                "machine_lost", f"a machine has ended ({exited})", machine=link.id, console=link.machine.console()
+            )
+        link.has_ended()
+        if link in self._warm:
+            self._warm.remove(link)
+            await self.destroy(link)
+            self._wake.set()
+
+    async def run_pings(self) -> None:
+        """Destroy machines whose agents have fallen silent; ends only by cancellation."""
+        while True:
+            await asyncio.sleep(_PING_EVERY_S)
+            async with asyncio.TaskGroup() as group:
+                for link in list(self._links.values()):
+                    if link.ready.done() and not link.lost.is_set():
+                        group.create_task(self._ping(link))
+
+    async def _ping(self, link: AgentLink) -> None:
+        await link.ping(self._config.agent_ping_timeout_ms / 1000)
+        if link.missed_pings == _MISSED_PINGS:
+            _log.error("agent_silent", f"an agent left {_MISSED_PINGS} pings unanswered; its machine is destroyed")
+            await link.machine.destroy()
+
+    # The end of machines
+
+    async def destroy(self, link: AgentLink) -> None:
+        """Destroy a machine and whatever is known of it. Safe to call twice."""
+        known = self._links.pop(link.id, None) is not None
+        link.release()
+        self._plane.unlink(link)
+        await link.aclose()
+        await link.machine.destroy()
+        if known:
+            await asyncio.to_thread(self._state.remove_handle, link.id)
+
+    async def give_up_all(self) -> None:
+        """The private server is gone, and every agent with it: destroy all machines; their tenants hear of it."""
+        links = list(self._links.values())
+        async with asyncio.TaskGroup() as group:
+            for link in links:
+                link.given_up = True
+                group.create_task(link.machine.destroy())
+        self._wake.set()
+
+    async def reclaim(self) -> None:
+        """Destroy what an earlier run of this node left."""
+        for handle in await asyncio.to_thread(self._state.handles):
+            if handle.driver != self._driver.name:
+                _log.warn("machine_left", f"a machine of driver {handle.driver} was left", machine=handle.machine_id)
+                continue
+            try:
+                await self._driver.reclaim(handle)
+            except MachineError as error:
+                _log.error("reclaim_failed", f"a machine of an earlier run is left: {error}", machine=handle.machine_id)
+            else:
+                await asyncio.to_thread(self._state.remove_handle, handle.machine_id)
+
+    async def close(self) -> None:
+        """Destroy every machine. `run` must have ended."""
+        await self._tasks.aclose()
+        async with asyncio.TaskGroup() as group:
+            for link in list(self._links.values()):
+                group.create_task(self.destroy(link))
+
+    def _bug(self, where: str, error: BaseException) -> None:
+        _log.error("bug", f"{where} failed: {error!r}", error=error)

@@ -1,0 +1,207 @@
+"""Whether a node takes a deploy or a stop: pure checks in a fixed order, cheapest first, with the texts of Nex 0.2.
+
+What needs the disk, the object store or a machine comes after them (`nex.node.workloads`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container
+from dataclasses import dataclass, field
+
+from nex.errors import ClaimsError, MessageError, RefusedError, SealError
+from nex.node.config import NodeConfig
+from nex.node.limits import SERVICES, check_count, workload_limits
+from nex.protocol.agent import Limits
+from nex.protocol.control import DeployRequest, StopRequest
+from nex.protocol.subjects import collide, is_pattern
+from nex.security import claims as claims_of
+from nex.security.claims import Claims
+from nex.security.xkeys import CurveKey, open_environment
+
+__all__ = ["ALWAYS_DENIED", "Order", "Rules", "Target", "check_hash", "check_order", "check_stop"]
+
+ALWAYS_DENIED = ("$SYS.>", "$JS.>", "$NEX.>")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_KEY = "allow_unverified_artifacts"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a node's checks depend on. ``max_payload`` is that of the public system, in bytes."""
+
+    config: NodeConfig
+    xkey: CurveKey
+    max_payload: int = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Order:
+    """A deploy that passed the checks. ``raw`` is the request as received: its environment is still sealed."""
+
+    namespace: str
+    request: DeployRequest
+    claims: Claims
+    limits: Limits
+    raw: bytes = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        """The workload's name."""
+        return self.claims.name
+
+    @property
+    def is_function(self) -> bool:
+        """Whether it runs when called."""
+        return self.request.type not in SERVICES
+
+    @property
+    def digest(self) -> str:
+        """The artifact's SHA-256 if the claims hold one; else empty."""
+        return self.claims.hash if _SHA256.fullmatch(self.claims.hash) else ""
+
+
+def check_order(
+    raw: bytes,
+    *,
+    namespace: str | None,
+    rules: Rules,
+    now: float | None,
+    lameduck: bool = False,
+    running: int = 0,
+    own_issuer: str = "",
+) -> Order:
+    """Check a deploy request.
+
+    Args:
+        raw: the request.
+        namespace: from its subject; None is a subject that holds none.
+        rules: the node's.
+        now: Unix seconds; None accepts claims that have expired since the node accepted them first.
+        lameduck: whether the node takes no more.
+        running: workloads it has, those that are being started included.
+        own_issuer: an issuer that is accepted whatever ``valid_issuers`` says (the node itself).
+
+    Raises:
+        RefusedError: with the reason.
+    """
+    config = rules.config
+    if namespace is None:
+        raise RefusedError("Invalid subject for workload deployment")
+    if lameduck:
+        raise RefusedError("Node is in lame duck mode. Workload deploy request denied")
+    check_count(running, config.node_limits)
+    request = _decode(raw)
+    _check_type(request, config)
+    _check_triggers(request, config)
+    _check_connections(request)
+    try:
+        open_environment(request.environment, rules.xkey, request.sender_public_key)
+    except SealError as error:
+        raise RefusedError(f"Failed to decrypt environment for deploy request: {error}") from None
+    claims = _claims(request, now)
+    if config.valid_issuers and claims.issuer not in (*config.valid_issuers, own_issuer):
+        raise RefusedError(f"invalid workload issuer: {claims.issuer}")
+    if not _SHA256.fullmatch(claims.hash) and not config.allow_unverified_artifacts:
+        raise RefusedError(
+            f"Invalid deploy request: the hash in the claims is not a SHA-256 in lower-case hex; a node accepts "
+            f"artifacts that it cannot verify only when {_KEY} is set in its configuration"
+        )
+    limits = workload_limits(
+        request,
+        config.workload_limits,
+        service_mib=config.machine_template.memory_mib,
+        max_payload=rules.max_payload,
+    )
+    return Order(namespace=namespace, request=request, claims=claims, limits=limits, raw=raw)
+
+
+def check_hash(claimed: str, found: str, *, allow_unverified: bool) -> None:
+    """Refuse an artifact whose SHA-256 (hex) is not the one in the claims.
+
+    Raises:
+        RefusedError: it is another, and the node does not accept that; the text names the key.
+    """
+    if claimed != found and not allow_unverified:
+        raise RefusedError(
+            f"Invalid deploy request: the artifact's SHA-256 is {found}, its claims say {claimed}; a node accepts "
+            f"artifacts that it cannot verify only when {_KEY} is set in its configuration"
+        )
+
+
+def _decode(raw: bytes) -> DeployRequest:
+    try:
+        return DeployRequest.decode(raw)
+    except MessageError as error:
+        raise RefusedError(f"Unable to deserialize deploy request: {error}") from None
+
+
+def _check_type(request: DeployRequest, config: NodeConfig) -> None:
+    if request.type not in config.workload_types:
+        raise RefusedError(f"Unsupported workload type on this node: {request.type}")
+    if request.trigger_subjects and request.type in SERVICES:
+        raise RefusedError(f"Unsupported workload type for trigger subject registration: {request.type}")
+
+
+def _check_triggers(request: DeployRequest, config: NodeConfig) -> None:
+    for subject in request.trigger_subjects:
+        if not is_pattern(subject):
+            raise RefusedError(f"The trigger subject {subject!r} is no subject to subscribe to")
+        if any(collide(subject, denied) for denied in (*ALWAYS_DENIED, *config.deny_trigger_subjects)):
+            raise RefusedError(f"The trigger subject {subject} overlaps with subject(s) in this node's deny list")
+    if len(set(request.trigger_subjects)) != len(request.trigger_subjects):
+        raise RefusedError("A trigger subject is given twice")
+    if request.type not in SERVICES and not request.trigger_subjects:
+        raise RefusedError("at least one trigger subject is required for this workload type")
+
+
+def _check_connections(request: DeployRequest) -> None:
+    for name in ("trigger_connection", "host_services"):
+        connection = getattr(request, name)
+        if connection is not None and connection.nats_url:
+            raise RefusedError(f"{name} is not supported by this node")
+
+
+def _claims(request: DeployRequest, now: float | None) -> Claims:
+    try:
+        claims = claims_of.decode(request.workload_jwt)
+        claims_of.validate_deploy(claims, max(claims.issued_at, claims.not_before) if now is None else now)
+    except ClaimsError as error:
+        raise RefusedError(f"Invalid deploy request: {error}") from None
+    return claims
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The workload that a stop is for."""
+
+    id: str
+    namespace: str
+    claims: Claims
+
+
+def check_stop(request: StopRequest, target: Target, *, namespace: str, used: Container[str]) -> Claims:
+    """Check a stop request against the workload it names.
+
+    Args:
+        request: the request.
+        target: the workload.
+        namespace: from the request's subject.
+        used: text digests of the JWTs without a workload id that have stopped something already.
+
+    Returns:
+        The claims; those without a workload id have to be remembered in ``used``.
+
+    Raises:
+        RefusedError: with the reason. A wrong namespace looks like a workload that does not exist.
+    """
+    try:
+        stop = claims_of.decode(request.workload_jwt)
+        claims_of.validate_stop(stop, target.claims, target.id)
+    except ClaimsError as error:
+        raise RefusedError(f"Invalid stop request: {error}") from None
+    if namespace != target.namespace:
+        raise RefusedError("No such workload")
+    if stop.text_digest in used:
+        raise RefusedError("Invalid stop request: these stop claims have stopped a workload already")
+    return stop

@@ -1,0 +1,354 @@
+"""One workload on the node: carries out what its life cycle decides, and tells it what happened.
+
+A single task owns it; whatever happens reaches that task as an event in a queue. So nothing here needs a lock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from nex.errors import DeadlineError, MachineError, NexError, RefusedError
+from nex.node import lifecycle
+from nex.node.agents import AgentLink
+from nex.node.artifacts import Artifact, Artifacts
+from nex.node.config import NodeConfig
+from nex.node.leaf import LeafLink
+from nex.node.lifecycle import Command, Event, Phase
+from nex.node.machines import MachinePool
+from nex.node.plane import Plane
+from nex.node.policy import Order
+from nex.node.publisher import Publisher, Subject
+from nex.node.state import Deployment, State
+from nex.node.triggers import Bridge, Route
+from nex.processes import Exit
+from nex.protocol.agent import CallReport, LogBatch, ServiceExit, StartRequest, Subscription
+from nex.protocol.subjects import queue_group
+from nex.security.xkeys import CurveKey, open_environment
+from nex.tasks import TaskOwner
+from nex.telemetry.logs import Log
+
+__all__ = ["Means", "Workload"]
+
+_log = Log("node.workload")
+_STOPPED_EARLY = "The workload was stopped before it had started"
+
+
+@dataclass(frozen=True, slots=True)
+class Means:
+    """What a node has to run workloads with."""
+
+    config: NodeConfig
+    xkey: CurveKey
+    state: State
+    plane: Plane
+    pool: MachinePool
+    artifacts: Artifacts
+    bridge: Bridge
+    publisher: Publisher
+    leaf: LeafLink | None
+
+
+class Workload:
+    """One workload. `run` is its life; ``started`` its first start, ``gone`` its end."""
+
+    def __init__(
+        self,
+        workload_id: str,
+        order: Order,
+        means: Means,
+        *,
+        admit: Callable[[Workload, int], None],
+        record: bool,
+        insistent: bool = False,
+        digest: str = "",
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            workload_id: kept over its restarts.
+            order: the deploy.
+            means: the node's.
+            admit: is told the artifact's size before it is fetched; refuses by raising.
+            record: whether it is to come back after the node has.
+            insistent: whether a failed first start is tried again.
+            digest: of the artifact, if an earlier run knew it.
+        """
+        self.id = workload_id
+        self.order = order
+        self.subject = Subject(workload_id, order.namespace, order.name)
+        self.size = 0
+        self.digest = digest
+        self.runtime_ns = 0
+        self.since: float | None = None
+        self.link: AgentLink | None = None
+        self.stopped_by = ""
+        self.started: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.gone = asyncio.Event()
+        self.trouble: BaseException | None = None
+        self._means = means
+        self._admit = admit
+        self._record = record
+        self._artifact: Artifact | None = None
+        self._state, self._first = lifecycle.begin(
+            function=order.is_function, essential=order.request.essential, insistent=insistent
+        )
+        self._events: asyncio.Queue[Event] = asyncio.Queue()
+        self._early: list[Event] = []
+        self._launching: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks = TaskOwner(f"workload.{workload_id}", self._bug)
+        self._route = Route(
+            means.bridge,
+            order.request.trigger_subjects,
+            queue_group(order.namespace, order.name),
+            self._heard_calls,
+        )
+
+    # What others see and want
+
+    @property
+    def phase(self) -> Phase:
+        """Where it stands."""
+        return self._state.phase
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the world knows of it: it has started once, or did in an earlier run."""
+        return self._state.insistent
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether it runs and its agent answers."""
+        return self.phase is Phase.RUNNING and self.link is not None and self.link.missed_pings == 0
+
+    @property
+    def uptime_s(self) -> float:
+        """How long it has run since its last start."""
+        return 0.0 if self.since is None else asyncio.get_running_loop().time() - self.since
+
+    def want_stop(self, *, keep: bool) -> None:
+        """Have it stopped; ``gone`` tells when it is. ``keep`` its record, so that it comes back with the node."""
+        self._events.put_nowait(lifecycle.StopWanted(keep))
+
+    def go_lame(self) -> None:
+        """The node takes its leave: do not start it again when it ends."""
+        self._events.put_nowait(lifecycle.Lame())
+
+    # Its life
+
+    async def run(self) -> None:
+        """Start it, keep it going, end it. Returns when it is gone and nothing of it is left."""
+        try:
+            await self._carry_out(*self._first)
+            while self.phase is not Phase.GONE:
+                event = await self._events.get()
+                before = self.phase
+                self._state, commands = lifecycle.step(self._state, event)
+                _log.debug("step", f"{before} -> {self.phase}", workload=self.id, event=type(event).__name__)
+                if isinstance(event, lifecycle.Failed):
+                    self._heard_failed(event)
+                await self._carry_out(*commands)
+        except BaseException as error:
+            self.trouble = error
+            raise
+        finally:
+            await asyncio.shield(self._end())
+
+    def _heard_failed(self, event: lifecycle.Failed) -> None:
+        if self.phase is Phase.GONE and not self.started.done():
+            self.started.set_exception(RefusedError(event.text))
+            self.started.exception()  # whoever waits gets it; if nobody does, it is no news
+        elif self.phase is Phase.WAITING:
+            _log.warn("start_failed", f"workload {self.order.name} did not start: {event.text}", workload=self.id)
+
+    async def _carry_out(self, *commands: Command) -> None:
+        for command in commands:
+            match command:
+                case lifecycle.Launch():
+                    self._launching = self._tasks.start(self._launch(), name="launch")
+                case lifecycle.Cancel():
+                    await self._cancel()
+                case lifecycle.StopAgent():
+                    self._events.put_nowait(lifecycle.Stopped(await self._stop_agent()))
+                case lifecycle.Release():
+                    await self._release()
+                case lifecycle.Wait(delay_s):
+                    loop = asyncio.get_running_loop()
+                    self._timer = loop.call_later(delay_s, self._events.put_nowait, lifecycle.Timer())
+                case lifecycle.Announce(how):
+                    self._announce(how)
+                case lifecycle.Forget(keep):
+                    if self._record and not keep:
+                        await asyncio.to_thread(self._means.state.remove_deployment, self.id)
+
+    def _announce(self, how: Exit | None) -> None:
+        if how is not None:
+            self._means.publisher.undeployed(self.subject, how)
+            self.since = None
+            return
+        self.since = asyncio.get_running_loop().time()
+        self._means.publisher.deployed(self.subject)
+        if not self.started.done():
+            self.started.set_result(None)
+
+    async def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        await self._tasks.aclose()
+        await self._release()
+        await self._route.close()
+        if self._artifact is not None:
+            await self._means.artifacts.release(self._artifact)
+        if not self.started.done():
+            self.started.set_exception(RefusedError(_STOPPED_EARLY))
+            self.started.exception()
+        self.gone.set()
+
+    # Starting
+
+    async def _launch(self) -> None:
+        self._early.clear()
+        try:
+            await self._start()
+        except NexError as error:
+            event: Event = lifecycle.Failed(str(error))
+        else:
+            event = lifecycle.Started()
+        self._launching = None
+        self._events.put_nowait(event)
+        for early in self._early if isinstance(event, lifecycle.Started) else ():
+            self._events.put_nowait(early)
+
+    async def _start(self) -> None:
+        means = self._means
+        if self._artifact is None:
+            admit = self._admit
+            self._artifact = await means.artifacts.take(self.order, lambda size: admit(self, size), known=self.digest)
+            self.digest = self._artifact.digest
+        async with contextlib.AsyncExitStack() as undo:
+            undo.callback(means.pool.refill)
+            link = await means.pool.take()
+            undo.push_async_callback(means.pool.destroy, link)
+            self.link = link
+            undo.callback(setattr, self, "link", None)
+            try:
+                await self._start_in(link, self._artifact)
+            except (MachineError, DeadlineError, RefusedError) as error:
+                raise RefusedError(f"Failed to deploy workload: {error}") from error
+            undo.pop_all()
+        means.pool.refill()
+
+    async def _start_in(self, link: AgentLink, artifact: Artifact) -> None:
+        means = self._means
+        direct = means.leaf is not None and means.leaf.is_up and self.order.is_function
+        timeout_s = means.config.agent_start_timeout_ms / 1000
+        saving = self._tasks.start(self._save(), name="save")
+        try:
+            await link.start(self._request(link, direct), artifact.path, self, timeout_s=timeout_s)
+        finally:
+            await asyncio.wait((saving,))
+        saving.result()
+        if direct:
+            await self._route.close()
+        else:
+            await self._route.attach(link)
+
+    async def _save(self) -> None:
+        if not self._record:
+            return
+        deployment = Deployment(
+            workload_id=self.id, namespace=self.order.namespace, digest=self.digest, request=self.order.raw
+        )
+        await asyncio.to_thread(self._means.state.save_deployment, deployment)
+
+    def _request(self, link: AgentLink, direct: bool) -> StartRequest:
+        order, request = self.order, self.order.request
+        triggers = request.trigger_subjects
+        subscriptions = Route.subscriptions(link.id, triggers)
+        data = None
+        if direct:
+            queue = queue_group(order.namespace, order.name)
+            subscriptions = tuple(Subscription(trigger=t, subject=t, queue=queue) for t in triggers)
+            data = self._means.plane.data_credentials(link.id, [(trigger, queue) for trigger in triggers])
+        return StartRequest(
+            workload_id=self.id,
+            namespace=order.namespace,
+            name=order.name,
+            type=request.type,
+            digest=self.digest,
+            size=self.size,
+            argv=request.argv,
+            environment=open_environment(request.environment, self._means.xkey, request.sender_public_key),
+            limits=order.limits,
+            subscriptions=subscriptions,
+            data=data,
+        )
+
+    # Stopping
+
+    async def _cancel(self) -> None:
+        if self._launching is not None:
+            self._launching.cancel()
+            launching, self._launching = self._launching, None
+            await asyncio.wait((launching,))
+            if launching.cancelled():  # else it has said itself how it ended
+                self._events.put_nowait(lifecycle.Failed(_STOPPED_EARLY))
+
+    async def _stop_agent(self) -> Exit:
+        await self._route.drain()
+        link = self.link
+        if link is None:
+            return lifecycle.LOST
+        try:
+            reply = await link.stop(self._means.config.stop_grace_ms / 1000)
+        except NexError as error:
+            _log.warn("stop_unanswered", f"{error}; its machine is destroyed all the same", workload=self.id)
+            return lifecycle.LOST
+        return Exit(reply.code, reply.signal)
+
+    async def _release(self) -> None:
+        link, self.link = self.link, None
+        self._route.detach()
+        if link is not None:
+            await self._means.pool.destroy(link)
+            self._means.pool.refill()
+
+    # What its machine says
+
+    def heard_log(self, link: AgentLink, batch: LogBatch) -> None:
+        """Lines that the workload wrote."""
+        if link is self.link:
+            self._means.publisher.output(self.subject, batch)
+
+    def heard_calls(self, link: AgentLink, report: CallReport) -> None:
+        """What happened on a trigger; one that is none of ours is not believed."""
+        if link is self.link and report.trigger in self.order.request.trigger_subjects:
+            self._heard_calls(report)
+
+    def _heard_calls(self, report: CallReport) -> None:
+        self.runtime_ns += max(report.elapsed_ns, 0)
+        self._means.publisher.calls(self.subject, report)
+
+    def heard_exit(self, link: AgentLink, exited: ServiceExit) -> None:
+        """The service ended by itself."""
+        if link is self.link:
+            self._hear(lifecycle.Exited(Exit(exited.code, exited.signal), self.uptime_s))
+
+    def heard_lost(self, link: AgentLink) -> None:
+        """The machine is gone."""
+        if link is self.link:
+            self._route.detach()
+            self._hear(lifecycle.MachineLost(self.uptime_s, ours=link.given_up))
+
+    def _hear(self, event: Event) -> None:
+        if self._launching is not None:
+            self._early.append(event)
+        else:
+            self._events.put_nowait(event)
+
+    def _bug(self, where: str, error: BaseException) -> None:
+        _log.error("bug", f"{where} failed: {error!r}", error=error, workload=self.id)
+        self._events.put_nowait(lifecycle.Failed("The node failed; its log says more"))
