@@ -1,15 +1,59 @@
-"""Fixtures shared by all tests."""
+"""Fixtures shared by all tests. What starts processes must leave nothing behind."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import os
+import tempfile
+from collections.abc import AsyncGenerator, Generator
 
+import pytest
 import pytest_asyncio
+import uvloop
 
+from nex.processes import become_subreaper
+from nex.testing.leftovers import Snapshot, leftovers, tasks_left
 from nex.testing.servers import public_server
 from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
+
+_TIDY = {"integration", "acceptance"}
+
+
+def _is_watched(request: pytest.FixtureRequest) -> bool:
+    return bool(_TIDY & set(request.path.parts))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """Let temporary files of this run, and of what it starts, be where nobody else writes."""
+    uvloop.new_event_loop().close()  # the first one opens a pipe that stays
+    become_subreaper()  # a process that loses its parent stays in our sight
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(os.environ, "TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request: pytest.FixtureRequest, own_temporary_folder: None) -> Generator[None]:
+    """Fail a test that leaves a process, an open file or a temporary file behind."""
+    if not _is_watched(request):
+        yield
+        return
+    before = Snapshot.take()
+    yield
+    left = leftovers(before)
+    assert not left, "left behind:\n" + "\n".join(left)
+
+
+@pytest_asyncio.fixture(autouse=True)
+async def no_task_left_behind(request: pytest.FixtureRequest, nothing_left_behind: None) -> AsyncGenerator[None]:
+    """Fail a test that leaves a task running."""
+    yield
+    left = await tasks_left() if _is_watched(request) else []
+    assert not left, "left running:\n" + "\n".join(left)
 
 
 @pytest_asyncio.fixture

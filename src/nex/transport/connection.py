@@ -46,6 +46,7 @@ class Connection:
         self._refused: dict[tuple[str, str], str] = {}
         self._requests = Requests(self._wire, options.inbox_prefix)
         self._opening: list[Exception] | None = []
+        self._closing = False
         self._closed = asyncio.Event()
 
     @classmethod
@@ -198,10 +199,18 @@ class Connection:
         self._tasks.start(subscription.work(handler, failed), name=f"subscription {subject}")
         return subscription
 
-    async def subscribe_direct(self, subject: str, handler: Callable[[Msg], None], *, queue: str = "") -> Subscription:
+    async def subscribe_direct(
+        self,
+        subject: str,
+        handler: Callable[[Msg], None],
+        *,
+        queue: str = "",
+        on_end: Callable[[], None] | None = None,
+    ) -> Subscription:
         """Have ``handler`` called for each message by the reading loop itself: the way with the least delay.
 
-        The handler must not block; work that waits is for a task of the caller. Raises what `subscribe` raises.
+        The handler must not block; work that waits is for a task of the caller. ``on_end`` is called once, when no
+        more messages can come, whoever ended it. Raises what `subscribe` raises.
         """
         failed = self._handler_failed(subject)
 
@@ -211,7 +220,12 @@ class Connection:
             except Exception as error:  # noqa: BLE001 - the edge between the connection and its user
                 failed(error)
 
-        subscription = Subscription(self._wire, subject, queue, on_end=self._subscriptions.discard)
+        def ended(subscription: Subscription) -> None:
+            self._subscriptions.discard(subscription)
+            if on_end is not None:
+                on_end()
+
+        subscription = Subscription(self._wire, subject, queue, on_end=ended)
         await self._start(subscription, guarded)
         return subscription
 
@@ -260,6 +274,7 @@ class Connection:
 
     async def close(self) -> None:
         """Send what is to be sent and close. Safe to call twice, and from a handler."""
+        self._closing = True
         if not self._wire.is_closed:
             try:
                 async with asyncio.timeout(_CLOSE_TIMEOUT_S):
@@ -366,8 +381,8 @@ class Connection:
 
     async def _on_closed(self) -> None:
         last = self._wire.last_error
-        if last is not None:
-            self._tell(f"closed for good: {last}")
+        if not self._closing:
+            self._tell(f"closed for good: {last or 'no server left'}")
         self._end()
 
     def _end(self) -> None:

@@ -6,7 +6,6 @@ description on ``$O.<bucket>.M.<base64url of the name>`` with the header ``Nats-
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
 import contextlib
@@ -197,16 +196,17 @@ class ObjectStore:
         except OSError as error:
             raise UsageError(f"{path} cannot be read: {error.strerror}") from None
         chunk_bytes = min(_CHUNK_BYTES, self._connection.max_payload)
-        try:
-            async with Upload(self._connection, subject, chunk_bytes) as upload:
+        async with Upload(self._connection, subject, chunk_bytes) as upload:
+            try:
                 with file:
                     await upload.run(file, on_progress or _silent)
-            info = ObjectInfo(bucket, key, upload.size, upload.digest_hex, nuid, upload.chunks, _now())
-            await self._api.publish(_meta_subject(bucket, key), json.dumps(_description(info)).encode(), _ROLLUP)
-        except BaseException:
-            with contextlib.suppress(NexError):
-                await asyncio.shield(self._api.purge(_stream(bucket), subject))
-            raise
+                info = ObjectInfo(bucket, key, upload.size, upload.digest_hex, nuid, upload.chunks, _now())
+                await self._api.publish(_meta_subject(bucket, key), json.dumps(_description(info)).encode(), _ROLLUP)
+            except BaseException:
+                with contextlib.suppress(NexError):
+                    await upload.settle()
+                    await self._api.purge(_stream(bucket), subject)
+                raise
         if old is not None and old.nuid and old.nuid != nuid:
             await self._api.purge(_stream(bucket), old.subject)
         return info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 from collections import deque
@@ -52,7 +53,7 @@ class _Transfer:
         return self._digest.hexdigest()
 
     async def __aenter__(self) -> Self:
-        self._subscription = await self._connection.subscribe_direct(self._inbox, self._hear)
+        self._subscription = await self._connection.subscribe_direct(self._inbox, self._hear, on_end=self._woken.set)
         return self
 
     async def __aexit__(
@@ -69,11 +70,13 @@ class _Transfer:
         self._woken.clear()
         try:
             async with asyncio.timeout(_STALL_S):
-                await self._woken.wait()
+                if self._subscription is not None and self._subscription.is_active:
+                    await self._woken.wait()
         except TimeoutError:
-            if not self._connection.is_connected:
-                raise UnreachableError("the connection was lost during a transfer") from None
-            raise DeadlineError("the object store", _STALL_S) from None
+            if self._connection.is_connected:
+                raise DeadlineError("the object store", _STALL_S) from None
+        if not self._connection.is_connected:
+            raise UnreachableError("the connection was lost during a transfer")
 
 
 class Upload(_Transfer):
@@ -104,6 +107,11 @@ class Upload(_Transfer):
                 await asyncio.wait([following])
             piece = following.result()
         await self._wait_for(1)
+
+    async def settle(self) -> None:
+        """Wait until no piece is under way any more, stored or not, so that what is removed stays removed."""
+        while self._unanswered > 0:
+            await self._sleep()
 
     def _read(self, file: BinaryIO) -> bytes:
         piece = file.read(_PIECE_BYTES // self._chunk_bytes * self._chunk_bytes or self._chunk_bytes)
@@ -177,7 +185,8 @@ class Download(_Transfer):
         if self._consumer:
             # No need to wait: the server removes it by itself if this does not arrive.
             verb = f"CONSUMER.DELETE.{self._stream}.{self._consumer}"
-            self._connection.publish_soon(f"{self._api.prefix}.{verb}")
+            with contextlib.suppress(UnreachableError):
+                self._connection.publish_soon(f"{self._api.prefix}.{verb}")
 
     async def _create(self) -> int:
         """Make the consumer.

@@ -14,12 +14,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+import ssl
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, cast
+from urllib.parse import ParseResult
 
 from nats import errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription as Interest
+from nats.aio.transport import TcpTransport
 from nats.protocol.parser import Parser
 
 from nex.errors import UnreachableError, UsageError
@@ -32,6 +35,7 @@ _SPACE = re.compile(r"[ \t\r\n]")
 _BACKLOG_BYTES = 2 << 20  # above it `drain_backlog` waits for the socket
 _BACKLOG_LIMIT_BYTES = 256 << 20  # above it nothing more is taken
 _OFFLINE_LIMIT_BYTES = 8 << 20  # what is kept for the next server while there is none
+_READ_BYTES = 256 << 10
 _COPY_BYTES = 4096  # payloads up to here are joined to their header; larger ones are not copied
 
 
@@ -48,6 +52,31 @@ class _SafeParser(Parser):
             raise errors.ProtocolError from error
 
 
+class _Socket(TcpTransport):
+    """The library reads 32 KiB at a time, which halves the rate of large messages."""
+
+    async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
+        await super().connect(uri, max(buffer_size, _READ_BYTES), connect_timeout)
+
+    async def read(self, buffer_size: int) -> bytes:
+        return bytes(await super().read(max(buffer_size, _READ_BYTES)))
+
+    async def connect_tls(
+        self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
+    ) -> None:
+        try:
+            await super().connect_tls(uri, ssl_context, buffer_size, connect_timeout)
+        except BaseException:
+            # What is left of the socket never tells that it is closed; the library would wait for that for ever.
+            if self._io_writer is not None:
+                self._io_writer.transport.abort()
+            self._io_reader = self._io_writer = None
+            raise
+
+    def __bool__(self) -> bool:
+        return True  # so that the library does not put its own in this place
+
+
 class Wire(Client):
     """One connection to a NATS server. `Connection` is its public face."""
 
@@ -55,6 +84,7 @@ class Wire(Client):
         super().__init__()
         self.report = report
         self._ps = _SafeParser(self)
+        self._transport = cast("TcpTransport", _Socket())  # type: ignore[no-untyped-call]  # the library does not annotate it
         self._handlers: dict[int, Callable[[Msg], None]] = {}
 
     # Receiving
@@ -190,8 +220,24 @@ class Wire(Client):
         host = f"[{uri.hostname}]" if ":" in (uri.hostname or "") else uri.hostname
         return f"{uri.scheme}://{host}:{uri.port}"
 
+    async def _close(self, status: int, do_cbs: bool = True) -> None:
+        # The library stumbles over what is still to be sent when there is nobody to send it to, and then tells nobody
+        # that the connection is closed.
+        if not self.is_connected:
+            self._pending.clear()
+            self._pending_data_size = 0
+        try:
+            await super()._close(status, do_cbs)
+        except (OSError, RuntimeError) as error:
+            await self.report(error)
+            self.abort()
+            if do_cbs and self._closed_cb is not None:
+                await self._closed_cb()
+
     async def shut(self) -> None:
         """Close and wait until every task of the library has ended."""
+        if self._flush_queue is None:  # never opened
+            return
         mine = asyncio.current_task()
         tasks = [
             task
