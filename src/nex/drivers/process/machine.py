@@ -47,9 +47,10 @@ class ProcessMachine(Machine):
         self._console: deque[str] = deque(maxlen=_CONSOLE_LINES)
         self._reader: LineReader | None = None
         self._agent: Forked | None = None
+        self._pidfd: int | None = None
         self._started_ticks = 0
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
-        self._destroying = asyncio.Lock()
+        self._changing = asyncio.Lock()
         self._destroyed = False
 
     @property
@@ -66,17 +67,17 @@ class ProcessMachine(Machine):
 
     async def start(self) -> None:
         """Make the folder, fork the agent, hand it the hello through a pipe."""
-        if self._agent is not None or self._destroyed:
-            raise RuntimeError("a machine is started once")
-        try:
-            self._folder.mkdir(mode=0o700)
-        except OSError as error:
-            raise MachineError(f"the machine's folder cannot be made: {error.strerror}") from error
-        try:
-            await self._fork()
-        except BaseException:
-            await asyncio.shield(self.destroy())
-            raise
+        async with self._changing:
+            if self._agent is not None or self._destroyed:
+                raise RuntimeError("a machine is started once, and not after it was destroyed")
+            try:
+                self._folder.mkdir(mode=0o700)
+                await self._fork()
+            except BaseException as error:
+                await asyncio.shield(self._clean())
+                if isinstance(error, OSError):
+                    raise MachineError(f"the machine cannot be made: {error.strerror}") from error
+                raise
 
     async def _fork(self) -> None:
         console, writer = os.pipe()
@@ -89,6 +90,7 @@ class ProcessMachine(Machine):
                 os.close(hello)
         finally:
             os.close(writer)
+        self._pidfd = self._agent.pidfd
         self._started_ticks = tree.start_ticks(self._agent.pid) or 0
 
     async def wait(self) -> Exit:
@@ -113,24 +115,28 @@ class ProcessMachine(Machine):
 
     async def destroy(self) -> None:
         """KILL the agent and all below it, remove the folder."""
-        async with self._destroying:
-            if self._destroyed:
-                return
-            if self._agent is not None and not self._exit.done():
-                self._forks.kill(self.id)
-                try:
-                    async with asyncio.timeout(_KILL_TIMEOUT_S):
-                        await self.wait()
-                except TimeoutError:
-                    await self.lost()
-            if self._agent is not None:
-                os.close(self._agent.pidfd)
-            if self._reader is not None:
-                self._reader.close()
-            await asyncio.to_thread(remove_folder, self._folder)
-            self._destroyed = True
-            self.ended(Exit(0))  # one that never started has nothing else to say
-            self._forks.forget(self.id)
+        async with self._changing:
+            await self._clean()
+
+    async def _clean(self) -> None:
+        if self._destroyed:
+            return
+        if self._agent is not None and not self._exit.done():
+            self._forks.kill(self.id)
+            try:
+                async with asyncio.timeout(_KILL_TIMEOUT_S):
+                    await self.wait()
+            except TimeoutError:
+                await self.lost()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
+        if self._reader is not None:
+            self._reader.close()
+        await asyncio.to_thread(remove_folder, self._folder)
+        self._destroyed = True
+        self.ended(Exit(0))  # one that never started has nothing else to say
+        self._forks.forget(self.id)
 
     async def usage(self) -> Usage:
         """Sums over the agent and all that descends from it."""
