@@ -279,10 +279,10 @@ class ServiceContract(_Contract):
     """What a service must do. Give the fixtures ``provider`` and ``program``.
 
     The program acts by its first argument: ``exit N``; ``print TEXT…`` (each on a line of standard output, and on
-    standard error, and exits); ``wait`` (prints ``ready``, exits with 7 at TERM);
-    ``stubborn`` (prints ``ready``,
-    ignores TERM); ``abort`` (ends itself by a signal); ``daemon`` (leaves two processes behind, one of them in a session of its
-    own, prints ``ready`` and waits); ``variable NAME`` and ``folder`` (prints it); ``line N`` (a line of N bytes).
+    standard error, and exits); ``wait`` (prints ``ready``, exits with 7 at TERM); ``stubborn`` (prints ``ready``,
+    ignores TERM); ``abort`` (ends itself by a signal); ``daemon stay`` or ``daemon go`` (leaves two processes behind,
+    one of them in a session of its own, prints their ids as ``left N`` and then ``ready``, and waits or exits);
+    ``variable NAME`` and ``folder`` (prints it); ``line N`` (a line of N bytes).
     """
 
     @pytest.fixture

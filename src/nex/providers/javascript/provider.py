@@ -50,7 +50,7 @@ class JavaScriptProvider(PooledFunction):
     def _launch(self, sock: socket.socket) -> Launched:
         memory = self._limits.memory_bytes
         child = Child.spawn(
-            [find_deno_bin(), *_FLAGS, f"--v8-flags=--max-old-space-size={max(memory >> 20, 8)}", _WORKER],
+            [find_deno_bin(), *_FLAGS, f"--v8-flags=--expose-gc,--max-old-space-size={max(memory >> 20, 8)}", _WORKER],
             env=_ENVIRONMENT,
             cwd=self.workload.folder,
             stdin=sock.fileno(),
