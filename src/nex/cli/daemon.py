@@ -14,6 +14,13 @@ T = TypeVar("T")
 
 
 def run_daemon(work: Coroutine[Any, Any, T]) -> T:
-    """Carry out the work of a node on uvloop, which is what a node is measured with."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(work)
+    """Carry out the work of a node on uvloop, which is what a node is measured with.
+
+    Raises:
+        KeyboardInterrupt: it was interrupted more than once and did not wait for a graceful end.
+    """
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(work)
+    except asyncio.CancelledError:
+        raise KeyboardInterrupt from None

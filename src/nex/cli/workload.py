@@ -17,7 +17,7 @@ from nex.client.bundle import FUNCTION_TYPES, Order, split_argv
 from nex.client.rollout import Deployed
 from nex.protocol.location import Location
 
-__all__ = ["WorkloadFlags", "describe", "summary", "workload_options"]
+__all__ = ["WorkloadFlags", "describe", "how_to_call", "summary", "workload_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -126,14 +126,19 @@ def describe(deployed: Deployed, options: Options) -> list[tuple[str, str]]:
         ("Node", f"{target.name} {target.node_id}".strip()),
     ]
     flags = tool_flags(options)
-    if order.type in FUNCTION_TYPES:
-        pairs.append(("Triggers", ", ".join(order.trigger_subjects)))
-        subject = shlex.quote(_literal(order.trigger_subjects[0]))
-        pairs.append(("Call it", f"nats{flags} req {subject} 'hello'"))
+    if how := how_to_call(order, options):
+        pairs += [("Triggers", ", ".join(order.trigger_subjects)), ("Call it", how)]
     space = f" --namespace {shlex.quote(options.namespace)}" if options.namespace != "default" else ""
     pairs.append(("Logs", f"nex{flags}{space} logs --workload_name {order.name}"))
     pairs.append(("Stop it", f"nex{flags}{space} stop {order.name}"))
     return pairs
+
+
+def how_to_call(order: Order, options: Options) -> str:
+    """The command that calls a function; nothing for a service."""
+    if order.type not in FUNCTION_TYPES:
+        return ""
+    return f"nats{tool_flags(options)} req {shlex.quote(_literal(order.trigger_subjects[0]))} 'hello'"
 
 
 def _literal(pattern: str) -> str:

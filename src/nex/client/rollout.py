@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nex.client.bundle import Order, Signer
+from nex.client.artifacts import Artifact
+from nex.client.bundle import FUNCTION_TYPES, Order, Signer
 from nex.client.client import Client, Located
-from nex.client.placement import may_try_next
+from nex.client.placement import may_try_next, rank
 from nex.errors import NotFoundError, RefusedError
 from nex.protocol.control import DeployReply, PingReply
 
-__all__ = ["Deployed", "Target", "deploy_to", "place", "remove_copies", "target_of"]
+__all__ = ["Deployed", "Target", "deploy_to", "place", "remove", "survey", "target_of"]
 
 _OTHER_ISSUER = "the only entity allowed to terminate"
 
@@ -69,15 +71,27 @@ async def place(
     return await deploy_to(client, _target(last), order, signer)
 
 
-async def remove_copies(client: Client, name: str, signer: Signer, *, remark: Callable[[str], None]) -> list[Located]:
-    """Stop every workload of that name in the namespace, wherever it runs, and return when they are gone.
+async def survey(client: Client, artifact: Artifact) -> tuple[list[PingReply], list[Located]]:
+    """The nodes that can run it, best first, and the workloads of its name that run already, asked for at once.
+
+    Raises:
+        NotFoundError: no node can.
+    """
+    system = "" if artifact.type in FUNCTION_TYPES else "linux"
+    async with asyncio.TaskGroup() as group:
+        bids = group.create_task(client.auction(os=system, arch=artifact.arch, workload_types=(artifact.type,)))
+        running = group.create_task(client.workloads(artifact.name))
+    return rank(bids.result()), [found for found in running.result() if found.workload.name == artifact.name]
+
+
+async def remove(client: Client, copies: list[Located], signer: Signer, *, remark: Callable[[str], None]) -> None:
+    """Stop workloads and return when they are gone.
 
     Raises:
         RefusedError: one of them belongs to another issuer; the text says which and where.
     """
-    copies = [found for found in await client.workloads(name) if found.workload.name == name]
     for copy in copies:
-        where = copy.node_name or copy.node_id
+        name, where = copy.workload.name, copy.node_name or copy.node_id
         remark(f"Stopping the running copy {copy.workload.id} on node {where}")
         try:
             await client.stop(copy.node_id, copy.workload.id, name=name, issuer=signer.issuer)
@@ -91,7 +105,6 @@ async def remove_copies(client: Client, name: str, signer: Signer, *, remark: Ca
                 "choose another --name or --namespace, or stop it with its own key"
             )
             raise RefusedError(reason, node_id=copy.node_id) from error
-    return copies
 
 
 def _target(node: PingReply) -> Target:

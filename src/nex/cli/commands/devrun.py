@@ -17,8 +17,7 @@ from nex.client.artifacts import Artifact, inspect
 from nex.client.bundle import BUCKET, BUCKET_MAX_BYTES, Order, Signer, upload
 from nex.client.keys import DeveloperKeys, default_folder
 from nex.client.pairs import parse_environment
-from nex.client.placement import rank
-from nex.client.rollout import place, remove_copies
+from nex.client.rollout import place, remove, survey
 from nex.protocol.location import Location
 
 __all__ = ["DESCRIPTION", "devrun", "upload_shown"]
@@ -94,10 +93,10 @@ async def _deploy(
     session: Session, artifact: Artifact, order: Order, signer: Signer, *, stop: bool, max_bytes: int
 ) -> None:
     client, out = session.client, session.out
-    system = "linux" if order.type == "native" else ""
-    candidates = rank(await client.auction(os=system, arch=artifact.arch, workload_types=(order.type,)))
+    candidates, copies = await survey(client, artifact)
     uploaded = await upload_shown(session, artifact, max_bytes=max_bytes)
-    replaced = await remove_copies(client, order.name, signer, remark=out.remark) if stop else []
+    replaced = copies if stop else []
+    await remove(client, replaced, signer, remark=out.remark)
     deployed = await place(client, candidates, order, signer, remark=out.remark)
     data = summary(deployed, client.namespace) | {
         "uploaded": uploaded,

@@ -10,21 +10,21 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
-from nex.cli.command import DURATION, command, options, output, run
+from nex.cli.command import DURATION, command, options, run
+from nex.cli.lines import event_data, event_text, line_data, line_text
 from nex.cli.options import Options
-from nex.cli.output import Output, clean
+from nex.cli.output import Output
 from nex.cli.session import open_session
 from nex.client import watch
 from nex.protocol.logs import LEVELS
 
-__all__ = ["events", "format_event", "format_line", "logs"]
+__all__ = ["events", "logs"]
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-_COLOURS = {"ERROR": "red", "WARN": "yellow", "DEBUG": "bright_black"}
+_LEVELS = [name.lower() for name in LEVELS]
 _FOLLOW = (
     click.option("-f", "--follow", is_flag=True, help="Follow, which is what it does anyway: nothing older is kept."),
     click.option("--count", type=click.IntRange(1), metavar="N", help="End after so many."),
@@ -49,13 +49,7 @@ def _follow_options(function: F) -> F:
 @click.option("--node", default="*", metavar="NODE", help="Only from this node (id or name).")
 @click.option("--workload_name", "--workload-name", "name", default="*", metavar="NAME", help="Only of this workload.")
 @click.option("--workload_id", "--workload-id", "workload_id", default="*", metavar="ID", help="Only of this workload.")
-@click.option(
-    "--level",
-    type=click.Choice(["debug", "info", "warn", "error"]),
-    default="debug",
-    show_default=True,
-    help="Least severe level.",
-)
+@click.option("--level", type=click.Choice(_LEVELS), default="debug", show_default=True, help="Least severe level.")
 @_follow_options
 def logs(
     *, node: str, name: str, workload_id: str, level: str, follow: bool, count: int | None, duration: float | None
@@ -65,42 +59,23 @@ def logs(
     Lines are not kept anywhere: one sees what is printed while one looks. --namespace '*' shows all namespaces.
     """
     del follow
-    chosen = options()
     least = None if level == "debug" else LEVELS[level.upper()]
-    run(_logs(chosen, watch.LogFilter(node, name, workload_id, least), count, duration))
+    run(_logs(options(), watch.LogFilter(node, name, workload_id, least), count, duration))
 
 
 async def _logs(chosen: Options, wanted: watch.LogFilter, count: int | None, duration: float | None) -> None:
-    out = output(chosen)
     space = chosen.filter_namespace()
     async with open_session(chosen, namespace=space) as session:
         if wanted.node_id != "*":
             wanted = replace(wanted, node_id=await session.client.find_node(wanted.node_id))
         async with watch.logs(session.connection, space, wanted) as lines:
-            await _print(lines, lambda line: _print_line(out, line), count, duration)
+            _ready(session.out, "lines")
+            await _print(lines, lambda line: _print_line(session.out, line), count, duration)
 
 
 def _print_line(out: Output, line: watch.Line) -> None:
     now = datetime.now(UTC)
-    source = line.source
-    data = {
-        "timestamp": now.isoformat().replace("+00:00", "Z"),
-        "namespace": source.namespace,
-        "node_id": source.node_id,
-        "workload_name": source.name,
-        "workload_id": source.workload_id,
-        "level": line.level,
-        "text": line.text,
-    }
-    out.line(data, format_line(out, line, now.astimezone()))
-
-
-def format_line(out: Output, line: watch.Line, at: datetime) -> str:
-    """One line of a workload for people: time, level, name, text."""
-    word = line.level.rstrip("0123456789+-")
-    level = out.style(f"{word:<5}", colour=_COLOURS.get(word))
-    name = out.style(clean(line.source.name), bold=True)
-    return f"{at:%H:%M:%S} {level} {name}  {clean(line.text.rstrip())}"
+    out.line(line_data(line, now), line_text(out, line, now))
 
 
 @command(
@@ -112,7 +87,7 @@ def format_line(out: Output, line: watch.Line, at: datetime) -> str:
     ),
 )
 @_follow_options
-def events(follow: bool, count: int | None, duration: float | None) -> None:
+def events(*, follow: bool, count: int | None, duration: float | None) -> None:
     """Follow what happens to the workloads of the namespace and to the nodes, until Ctrl-C, --count or --for ends it.
 
     Events are not kept anywhere: one sees what happens while one looks. --namespace '*' shows all namespaces.
@@ -122,43 +97,18 @@ def events(follow: bool, count: int | None, duration: float | None) -> None:
 
 
 async def _events(chosen: Options, count: int | None, duration: float | None) -> None:
-    out = output(chosen)
     space = chosen.filter_namespace()
     async with (
         open_session(chosen, namespace=space) as session,
         watch.events(session.connection, space) as happened,
     ):
-        await _print(happened, lambda event: _print_event(out, event), count, duration)
+        out = session.out
+        _ready(out, "events")
+        await _print(happened, lambda event: out.line(event_data(event), event_text(out, event)), count, duration)
 
 
-def _print_event(out: Output, happened: watch.Event) -> None:
-    event = happened.event
-    data = {
-        "time": event.time,
-        "type": event.type,
-        "namespace": happened.namespace,
-        "source": event.source,
-        "id": event.id,
-        "data": event.data,
-    }
-    out.line(data, format_event(out, happened))
-
-
-def format_event(out: Output, happened: watch.Event) -> str:
-    """One event for people: time, type, namespace, and what it says as name=value."""
-    event = happened.event
-    try:
-        time = f"{datetime.fromisoformat(event.time).astimezone():%H:%M:%S}"
-    except ValueError:
-        time = "--:--:--"
-    told = " ".join(f"{name}={_value(value)}" for name, value in event.data.items() if name != "tags")
-    kind = out.style(f"{clean(event.type):<23}", bold=True)
-    return f"{time} {kind} {clean(happened.namespace)}  {clean(told)}"
-
-
-def _value(value: object) -> str:
-    text = value if isinstance(value, str) else msgspec.json.encode(value).decode()
-    return text if text and not any(c.isspace() or c in '"=' for c in text) else msgspec.json.encode(text).decode()
+def _ready(out: Output, what: str) -> None:
+    out.remark(f"Following {what} from now on; Ctrl-C ends it")
 
 
 async def _print(
