@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 from statistics import median
 
-from benchmarks.platform import Platform, echo_service, functions, now_ms, platform
+from benchmarks.system import Platform, echo_service, functions, now_ms, platform
 
 _PAYLOAD = b"hello"
 _REFILL_S = 1.0

@@ -10,7 +10,7 @@ import os
 from statistics import median
 
 from benchmarks.load import Sample, load
-from benchmarks.platform import Platform, echo_service, functions, platform
+from benchmarks.system import Platform, echo_service, functions, platform
 from benchmarks.processes import cpu_s, roles
 
 _BARE = "bare echo"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from benchmarks.platform import Platform, functions, platform
+from benchmarks.system import Platform, functions, platform
 from benchmarks.processes import pss_mib, roles
 
 

@@ -55,7 +55,7 @@ class Platform:
         return Order(
             name=name,
             type=kind,
-            location=Location.parse(f"nats://{BUCKET}/{name}"),
+            location=Location.of(BUCKET, name),
             digest=artifact.digest,
             trigger_subjects=(subject or name,),
             parallel=parallel,
@@ -124,7 +124,7 @@ async def _start_node(
 async def echo_service(server: NatsServer, subject: str) -> AsyncGenerator[int]:
     """The baseline in a process of its own; yields its pid."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, str(ROOT / "echo_service.py"), server.client_url, subject, stdout=subprocess.PIPE
+        sys.executable, "-m", "benchmarks.echo_service", server.client_url, subject, stdout=subprocess.PIPE, cwd=ROOT.parent
     )
     try:
         if process.stdout is None or (await process.stdout.readline()).strip() != b"READY":
