@@ -4,7 +4,7 @@ What differs from the library's own `Client`:
 
 - Messages go from the reading loop straight to a handler: no queue, no task between.
 - `send` is synchronous and `flush` is ordered behind what was sent before it.
-- A late PONG, a malformed header or a handler that raises cannot end the reading loop unseen.
+- A late PONG or a malformed line cannot end the reading loop unseen.
 - Credentials never travel in the clear to a server that we wanted TLS from.
 
 All use of the library's private names is in this module.
@@ -23,7 +23,7 @@ from nats import errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription as Interest
 from nats.aio.transport import TcpTransport
-from nats.protocol.parser import Parser
+from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
 
 from nex.errors import UnreachableError, UsageError
 from nex.transport.message import Msg, decode_headers, encode_headers
@@ -39,17 +39,61 @@ _READ_BYTES = 256 << 10
 _COPY_BYTES = 4096  # payloads up to here are joined to their header; larger ones are not copied
 
 
-class _SafeParser(Parser):
-    """The library's reading loop ends silently on an error it does not know; a protocol error makes it reconnect."""
+class _Parser(Parser):
+    """Reads messages with one copy and no pattern matching; leaves the rest of the protocol to the library.
+
+    The library's reading loop ends silently on an error it does not know; a protocol error makes it reconnect.
+    """
+
+    nc: Wire
 
     async def parse(self, data: bytes = b"") -> None:
+        self.buf += data
         try:
-            await super().parse(data)
+            while self.buf and (self._message() or await self._other_line()):
+                pass
         except (errors.ProtocolError, OSError, asyncio.CancelledError):
             raise
         except Exception as error:
             await self.nc.report(error)
             raise errors.ProtocolError from error
+
+    def _message(self) -> bool:
+        """Hand over one message; False if there is none or not all of it."""
+        buffer = self.buf
+        if self.state == AWAITING_CONTROL_LINE:
+            if not buffer.startswith((b"MSG ", b"HMSG ")) or (end := buffer.find(b"\r\n")) < 0:
+                return False
+            self._fields = fields = bytes(buffer[:end]).split()
+            self.needed = int(fields[-1])
+            self.header_needed = int(fields[-2]) if fields[0] == b"HMSG" else 0
+            del buffer[: end + 2]
+            self.state = AWAITING_MSG_PAYLOAD
+        size, head = self.needed, self.header_needed
+        if len(buffer) < size + 2:
+            return False
+        with memoryview(buffer) as view:
+            headers = bytes(view[:head]) if head else None
+            payload = bytes(view[head:size])
+        del buffer[: size + 2]
+        self.state = AWAITING_CONTROL_LINE
+        fields = self._fields
+        reply = fields[3] if len(fields) == (6 if head else 5) else b""
+        self.nc.hand_over(int(fields[2]), fields[1], reply, payload, headers)
+        return True
+
+    async def _other_line(self) -> bool:
+        """Have the library read what is no message; False if more bytes are needed."""
+        buffer = self.buf
+        if self.state == AWAITING_MSG_PAYLOAD or b"\r\n" not in buffer or buffer.startswith((b"MSG ", b"HMSG ")):
+            return False
+        line, _, rest = buffer.partition(b"\r\n")
+        self.buf = line + b"\r\n"
+        await super().parse()
+        if self.buf:
+            raise errors.ProtocolError
+        self.buf = rest
+        return True
 
 
 class _Socket(TcpTransport):
@@ -83,7 +127,7 @@ class Wire(Client):
     def __init__(self, report: Callable[[Exception], Awaitable[None]]) -> None:
         super().__init__()
         self.report = report
-        self._ps = _SafeParser(self)
+        self._ps = _Parser(self)
         self._transport = cast("TcpTransport", _Socket())  # type: ignore[no-untyped-call]  # the library does not annotate it
         self._handlers: dict[int, Callable[[Msg], None]] = {}
 
@@ -113,7 +157,8 @@ class Wire(Client):
         """Hand over nothing more."""
         self._handlers.pop(sid, None)
 
-    async def _process_msg(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+    def hand_over(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
+        """One message has come. Subjects that are no UTF-8 are legal on the wire; nobody here can have meant them."""
         handler = self._handlers.get(sid)
         if handler is not None:
             handler(
