@@ -325,8 +325,10 @@ def _take_file(file: Path, found: _Found) -> None:
 
 def _flatten(tree: Mapping[str, Any], source: str, found: _Found) -> Iterator[tuple[str, Any]]:
     for name, raw in tree.items():
-        if name not in _GROUPS or raw is None:
+        if name not in _GROUPS:
             yield name, raw
+        elif raw is None:
+            continue
         elif isinstance(raw, dict):
             yield from ((f"{name}.{inner}", value) for inner, value in raw.items())
         else:

@@ -14,8 +14,10 @@ from typing import Any
 
 import msgspec
 
+from nex.errors import UsageError
 from nex.protocol.base import Message
-from nex.protocol.subjects import is_pattern, is_subject, is_token
+from nex.protocol.location import Location
+from nex.protocol.subjects import is_pattern, is_token, is_workload_name
 
 __all__ = [
     "AutostartEntry",
@@ -210,6 +212,12 @@ class AutostartList(Kind):
 
 
 def _check_entry(index: int, entry: AutostartEntry) -> None:
+    if not is_workload_name(entry.name):
+        raise ValueError(f"entry {index}: a workload's name is letters, digits, dashes and underscores")
+    try:
+        Location.from_url(entry.location)
+    except UsageError as error:
+        raise ValueError(f"entry {index}: {error}") from None
     if not is_token(entry.namespace):
         raise ValueError(f"entry {index}: namespace must be one token of a subject")
     if bad := [subject for subject in entry.trigger_subjects if not is_pattern(subject)]:
@@ -231,5 +239,5 @@ def node_name(text: str) -> None:
 
 def patterns(text: str) -> None:
     """Check a subject that may hold wildcards."""
-    if not is_pattern(text) and not is_subject(text):
+    if not is_pattern(text):
         raise ValueError(f"holds {text!r}, which is no subject")

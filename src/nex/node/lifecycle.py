@@ -238,8 +238,8 @@ def _stopping(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
         case MachineLost():
             return _gone(state, (Release(), *_undeployed(state, LOST)))
         case Failed():
-            return _gone(state, ())
-        case Started():  # the launch had won the race against its cancellation
+            return _gone(state, _undeployed(state, LOST))
+        case Started() if not state.ran:  # the launch had won the race against its cancellation
             return replace(state, ran=True), (Announce(), StopAgent())
         case StopWanted(keep):  # whoever wants it gone for good wins
             return replace(state, keep=state.keep and keep), ()

@@ -1,0 +1,261 @@
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nex.errors import RefusedError
+from nex.node.config import NodeConfig, NodeLimits, WorkloadLimits
+from nex.node.policy import Order, Rules, Target, check_hash, check_order, check_stop
+from nex.protocol.control import DeployRequest, NatsConnection, StopRequest
+from nex.protocol.location import Location
+from nex.security.claims import decode, sign_deploy, sign_stop
+from nex.security.keys import SigningKey
+from nex.security.xkeys import CurveKey, seal_environment
+
+NOW = 1_800_000_000
+HASH = hashlib.sha256(b"artifact").hexdigest()
+ISSUER = SigningKey.create("account")
+NODE = CurveKey.create()
+SENDER = CurveKey.create()
+
+
+def rules(**changes: Any) -> Rules:
+    return Rules(NodeConfig(name="one", state_dir=Path("/nowhere"), **changes), NODE)
+
+
+def request(**changes: Any) -> DeployRequest:
+    plain = DeployRequest(
+        type="v8",
+        location=Location.of("BUCKET", "key"),
+        workload_jwt=sign_deploy(ISSUER, name="echo", hash=HASH, now=NOW),
+        environment=seal_environment({"A": "b"}, SENDER, NODE.public),
+        sender_public_key=SENDER.public,
+        trigger_subjects=("echo",),
+    )
+    return msgspec.structs.replace(plain, **changes)
+
+
+def check(
+    raw: DeployRequest | bytes, *, namespace: str | None = "default", now: float | None = NOW, **rest: Any
+) -> Order:
+    body = raw if isinstance(raw, bytes) else raw.encode()
+    used = rest.pop("rules", None) or rules()
+    return check_order(body, namespace=namespace, rules=used, now=now, **rest)
+
+
+def refusal(*args: Any, **rest: Any) -> str:
+    with pytest.raises(RefusedError) as caught:
+        check(*args, **rest)
+    return str(caught.value)
+
+
+def test_a_good_request_passes() -> None:
+    raw = request(timeout_ms=100, memory_mib=16, parallel=2).encode()
+
+    order = check(raw)
+
+    assert (order.name, order.namespace, order.digest, order.is_function) == ("echo", "default", HASH, True)
+    assert (order.limits.timeout_s, order.limits.memory_bytes, order.limits.parallel) == (0.1, 16 << 20, 2)
+    assert order.raw == raw
+
+
+# Each fails one check and every later one too: the first decides.
+BAD = b"{"
+CASES: list[tuple[dict[str, Any], str]] = [
+    ({"namespace": None, "lameduck": True}, "Invalid subject for workload deployment"),
+    ({"lameduck": True, "running": 9}, "Node is in lame duck mode. Workload deploy request denied"),
+    ({"running": 2}, "Node is at maximum workload limit. Deploy request denied"),
+    ({}, "Unable to deserialize deploy request: "),
+]
+
+
+@pytest.mark.parametrize(("situation", "text"), CASES)
+def test_the_node_is_looked_at_before_the_request(situation: dict[str, Any], text: str) -> None:
+    assert refusal(BAD, rules=rules(node_limits=NodeLimits(max_workloads=2)), **situation).startswith(text)
+
+
+SPOILS: list[tuple[dict[str, Any], str]] = [
+    ({"type": "oci"}, "Unsupported workload type on this node: oci"),
+    ({"type": "native"}, "Unsupported workload type for trigger subject registration: native"),
+    (
+        {"trigger_subjects": ("private.>",)},
+        "The trigger subject private.> overlaps with subject(s) in this node's deny list",
+    ),
+    ({"environment": "eA=="}, "Failed to decrypt environment for deploy request: nkeys: encrypted input is not valid"),
+    ({"workload_jwt": "a.b"}, "Invalid deploy request: could not decode workload JWT: expected 3 chunks"),
+    (
+        {"workload_jwt": sign_deploy(SigningKey.create("account"), name="echo", hash="x", now=NOW)},
+        "invalid workload issuer: A",
+    ),
+    (
+        {"workload_jwt": sign_deploy(ISSUER, name="echo", hash="abc12345TODOmakethisreal", now=NOW)},
+        "Invalid deploy request: the hash in the claims is not a SHA-256",
+    ),
+    (
+        {"timeout_ms": 60_001},
+        "timeout_ms 60001 is outside this node's bounds of 1 to 60000 (workload_limits.max_timeout_ms)",
+    ),
+]
+
+
+@pytest.mark.parametrize("index", range(len(SPOILS)))
+def test_the_first_of_all_faults_is_told(index: int) -> None:
+    spoiled: dict[str, Any] = {}
+    for changes, _ in reversed(SPOILS[index:]):
+        spoiled |= changes
+    strict = rules(valid_issuers=(ISSUER.public,), deny_trigger_subjects=("private.*",))
+
+    assert refusal(request(**spoiled), rules=strict).startswith(SPOILS[index][1])
+
+
+@pytest.mark.parametrize("field", ["location", "workload_jwt", "environment", "sender_public_key", "type"])
+@pytest.mark.parametrize("value", [None, 3, "missing"])
+def test_what_crashed_older_nodes_is_a_refusal(field: str, value: object) -> None:
+    body = json.loads(request().encode())
+    if value == "missing":
+        del body[field]
+    else:
+        body[field] = value
+
+    assert refusal(json.dumps(body).encode()).startswith("Unable to deserialize deploy request: ")
+
+
+@pytest.mark.parametrize("subject", [">", "*.>", "*.foo", "$JS.API.x", "$NEX.PING", "$SYS.a"])
+def test_the_systems_own_subjects_are_always_denied(subject: str) -> None:
+    assert "overlaps" in refusal(request(trigger_subjects=("ok", subject)))
+
+
+def test_a_lone_star_is_allowed() -> None:
+    assert check(request(trigger_subjects=("*",))).request.trigger_subjects == ("*",)
+
+
+@pytest.mark.parametrize("subject", ["", "a..b", "a b", ".a", "a.", ">.a", "a\r\nPUB x 0"])
+def test_a_trigger_that_is_no_subject_is_refused(subject: str) -> None:
+    assert "is no subject" in refusal(request(trigger_subjects=(subject,)))
+
+
+def test_a_function_needs_a_trigger_and_each_only_once() -> None:
+    assert "at least one trigger subject" in refusal(request(trigger_subjects=()))
+    assert "twice" in refusal(request(trigger_subjects=("a", "a")))
+
+
+def test_what_the_node_does_not_do_is_refused_not_ignored() -> None:
+    other = NatsConnection(nats_url="nats://elsewhere", nats_user_seed="SU-SECRET")
+
+    assert refusal(request(trigger_connection=other)) == "trigger_connection is not supported by this node"
+    assert refusal(request(host_services=other)) == "host_services is not supported by this node"
+
+
+def test_a_constant_hash_is_taken_only_where_the_key_allows_it() -> None:
+    old = request(workload_jwt=sign_deploy(ISSUER, name="echo", hash="abc12345TODOmakethisreal", now=NOW))
+
+    assert "allow_unverified_artifacts" in refusal(old)
+    assert check(old, rules=rules(allow_unverified_artifacts=True)).digest == ""
+
+
+def test_another_artifact_than_claimed_is_refused() -> None:
+    check_hash(HASH, HASH, allow_unverified=False)
+    check_hash("anything", HASH, allow_unverified=True)
+    with pytest.raises(RefusedError, match="allow_unverified_artifacts"):
+        check_hash("0" * 64, HASH, allow_unverified=False)
+
+
+def test_expired_claims_are_refused_but_restored() -> None:
+    old = request(workload_jwt=sign_deploy(ISSUER, name="echo", hash=HASH, now=NOW - 10, expires_at=NOW - 5))
+
+    assert refusal(old) == "Invalid deploy request: standard claims within JWT are not valid"
+    assert check(old, now=None).name == "echo"
+
+
+def test_the_nodes_own_issuer_is_always_accepted() -> None:
+    strict = rules(valid_issuers=(SigningKey.create("account").public,))
+
+    assert refusal(request(), rules=strict) == f"invalid workload issuer: {ISSUER.public}"
+    assert check(request(), rules=strict, own_issuer=ISSUER.public).name == "echo"
+
+
+def test_a_service_gets_the_memory_of_a_machine() -> None:
+    order = check(
+        request(type="native", trigger_subjects=()), rules=rules(workload_limits=WorkloadLimits(memory_mib=64))
+    )
+
+    assert order.limits.memory_bytes == 256 << 20
+    assert not order.is_function
+
+
+@given(st.binary() | st.text().map(str.encode))
+def test_no_bytes_do_more_than_get_refused(raw: bytes) -> None:
+    with pytest.raises(RefusedError):
+        check(raw)
+
+
+def test_secrets_stay_out_of_sight() -> None:
+    order = check(request())
+
+    assert order.request.environment not in repr(order)
+    assert order.request.workload_jwt not in repr(order)
+
+
+# Stopping
+
+DEPLOYED = decode(sign_deploy(ISSUER, name="echo", hash=HASH, now=NOW))
+TARGET = Target("id1", "default", DEPLOYED)
+
+
+def stop(jwt: str, *, namespace: str = "default", used: frozenset[str] = frozenset()) -> str:
+    try:
+        check_stop(StopRequest(workload_id="id1", workload_jwt=jwt), TARGET, namespace=namespace, used=used)
+    except RefusedError as error:
+        return str(error)
+    return "stopped"
+
+
+def test_claims_with_the_id_stop_at_any_time() -> None:
+    assert stop(sign_stop(ISSUER, name="echo", workload_id="id1", now=NOW)) == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("jwt", "text"),
+    [
+        ("x", "Invalid stop request: could not decode workload JWT: expected 3 chunks"),
+        (
+            sign_stop(ISSUER, name="echo", workload_id="", now=NOW),
+            "Invalid stop request: stop claims appear to be cloned",
+        ),
+        (
+            sign_stop(ISSUER, name="echo", workload_id="id2", now=NOW),
+            "Invalid stop request: stop claims are for a workload",
+        ),
+        (
+            sign_stop(ISSUER, name="other", workload_id="id1", now=NOW),
+            "Invalid stop request: stop claims subject does not",
+        ),
+        (
+            sign_stop(SigningKey.create("account"), name="echo", workload_id="id1", now=NOW),
+            "Invalid stop request: the only entity allowed",
+        ),
+    ],
+)
+def test_claims_that_do_not_fit_stop_nothing(jwt: str, text: str) -> None:
+    assert stop(jwt).startswith(text)
+
+
+def test_claims_of_0_2_stop_one_thing_once() -> None:
+    jwt = sign_stop(ISSUER, name="echo", workload_id="", now=NOW + 1)
+
+    assert stop(jwt) == "stopped"
+    assert "have stopped a workload already" in stop(jwt, used=frozenset({decode(jwt).text_digest}))
+
+
+def test_another_namespace_sees_nothing_but_only_after_the_claims() -> None:
+    good = sign_stop(ISSUER, name="echo", workload_id="id1", now=NOW)
+
+    assert stop(good, namespace="other") == "No such workload"
+    assert stop("x", namespace="other").startswith("Invalid stop request: ")
