@@ -47,8 +47,8 @@ def decode_headers(block: bytes) -> dict[str, str] | None:
             headers[DESCRIPTION] = description
     for line in lines:
         name, colon, value = line.partition(":")
-        if colon:
-            headers[name.strip()] = value.strip()
+        if colon and (name := name.strip()):
+            headers[name] = value.strip()
     return headers or None
 
 
