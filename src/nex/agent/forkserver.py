@@ -68,8 +68,8 @@ class ForkServer:
     def _stop(self, *_: object) -> None:
         self._stopping = True
 
-    def _tell(self, event: ForkEvent, *fds: int) -> None:
-        socket.send_fds(self._control, [event.encode()], fds)
+    def _tell(self, event: ForkEvent) -> None:
+        self._control.send(event.encode())
 
     def _obey(self) -> None:
         data, fds, flags, _ = socket.recv_fds(self._control, PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
@@ -105,11 +105,7 @@ class ForkServer:
             self._tell(ForkEvent(verb="failed", machine_id=order.machine_id, text=os.strerror(error.errno or 0)))
             return
         self._machines[pid] = order.machine_id
-        pidfd = os.pidfd_open(pid)  # not reaped before we do it: it is this very process
-        try:
-            self._tell(ForkEvent(verb="forked", machine_id=order.machine_id, pid=pid), pidfd)
-        finally:
-            os.close(pidfd)
+        self._tell(ForkEvent(verb="forked", machine_id=order.machine_id, pid=pid))
 
     def _reap(self) -> None:
         with contextlib.suppress(BlockingIOError):

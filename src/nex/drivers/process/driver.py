@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Health, Machine, MachineSpec
 from nex.drivers.process import tree
-from nex.drivers.process.forks import Forked, ForkServer
+from nex.drivers.process.forks import ForkServer
 from nex.drivers.process.machine import ProcessMachine, remove_folder
 from nex.errors import MachineError
 from nex.processes import Exit
@@ -81,7 +81,7 @@ class ProcessDriver(Driver):
         self._machines[spec.id] = machine
         return machine
 
-    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> Forked:
+    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> int:
         """For a machine: have its agent forked, by a new fork server if the old one is gone."""
         forks = await self._running()
         return await forks.fork(machine_id, folder, hello_fd, console_fd)

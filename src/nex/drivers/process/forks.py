@@ -9,7 +9,6 @@ import socket
 import sys
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from nex.errors import MachineError, MessageError
@@ -17,7 +16,7 @@ from nex.processes import Child, Exit, LineReader
 from nex.protocol.forks import PACKET_BYTES, ForkEvent, ForkOrder
 from nex.telemetry.logs import Log
 
-__all__ = ["ForkServer", "Forked"]
+__all__ = ["ForkServer"]
 
 _log = Log("drivers.process")
 _MODULE = "nex.agent.forkserver"
@@ -26,14 +25,6 @@ _FORK_TIMEOUT_S = 5.0
 _CLOSE_GRACE_S = 5.0
 # All that an agent inherits of the node's environment, which may hold credentials.
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "TZ", "VIRTUAL_ENV")
-
-
-@dataclass(slots=True)
-class Forked:
-    """An agent's process. ``pidfd`` is the receiver's to close."""
-
-    pid: int
-    pidfd: int
 
 
 class ForkServer:
@@ -48,7 +39,7 @@ class ForkServer:
         self._on_lost = on_lost
         self._console: deque[str] = deque(maxlen=50)
         self._up: asyncio.Future[None] | None = None
-        self._waiting: dict[str, asyncio.Future[Forked]] = {}
+        self._waiting: dict[str, asyncio.Future[int]] = {}
         self._child: Child | None = None
         self._reader: LineReader | None = None
         self._control: socket.socket | None = None
@@ -110,35 +101,29 @@ class ForkServer:
         if self._control is None:
             return
         try:
-            data, fds, _, _ = socket.recv_fds(self._control, PACKET_BYTES, 1, socket.MSG_CMSG_CLOEXEC)
+            data = self._control.recv(PACKET_BYTES)
         except BlockingIOError:
             return
         except OSError:
-            data, fds = b"", []
+            data = b""
         if not data:
             self._lost()
             return
         try:
-            event = ForkEvent.decode(data)
+            self._handle(ForkEvent.decode(data))
         except MessageError as error:
             _log.error("fork_event_damaged", "the fork server sent what is no message", error=error)
-            for fd in fds:
-                os.close(fd)
-            return
-        self._handle(event, fds)
 
-    def _handle(self, event: ForkEvent, fds: list[int]) -> None:
+    def _handle(self, event: ForkEvent) -> None:
         if event.verb == "up" and self._up is not None:
             self._up.set_result(None)
         elif event.verb == "ended":
             self._on_ended(event.machine_id, Exit(event.code, event.signal))
         elif (waiter := self._waiting.pop(event.machine_id, None)) is not None and not waiter.done():
-            if event.verb == "forked" and fds:
-                waiter.set_result(Forked(event.pid, fds.pop()))
+            if event.verb == "forked":
+                waiter.set_result(event.pid)
             else:
                 waiter.set_exception(MachineError(f"the agent's process cannot be made: {event.text}"))
-        for fd in fds:
-            os.close(fd)
 
     def _lost(self) -> None:
         was_up = self.is_up
@@ -160,25 +145,24 @@ class ForkServer:
             self._control.close()
             self._control = None
 
-    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> Forked:
-        """Have an agent forked that works in ``folder``, reads its hello from one file and prints to the other.
+    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> int:
+        """Have an agent forked that works in ``folder``, reads its hello from one file and prints to the other; its id.
 
         Raises:
             MachineError: it could not be made; nothing is left of it.
         """
-        waiter: asyncio.Future[Forked] = asyncio.get_running_loop().create_future()
+        waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting[machine_id] = waiter
         try:
             self._order(ForkOrder(verb="fork", machine_id=machine_id, folder=str(folder)), hello_fd, console_fd)
             async with asyncio.timeout(_FORK_TIMEOUT_S):
                 return await waiter
-        except (TimeoutError, asyncio.CancelledError) as error:
-            if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                os.close(waiter.result().pidfd)
+        except TimeoutError:
             self.kill(machine_id)
-            if isinstance(error, asyncio.CancelledError):
-                raise
             raise MachineError("the fork server did not answer in time", console=self.console()) from None
+        except asyncio.CancelledError:
+            self.kill(machine_id)
+            raise
         finally:
             self._waiting.pop(machine_id, None)
 

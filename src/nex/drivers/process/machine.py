@@ -13,7 +13,6 @@ from typing import Protocol
 
 from nex.drivers.base import Handle, Machine, MachineSpec, Usage
 from nex.drivers.process import tree
-from nex.drivers.process.forks import Forked
 from nex.errors import MachineError
 from nex.processes import Exit, LineReader
 
@@ -26,8 +25,8 @@ _KILL_TIMEOUT_S = 10.0
 class Forks(Protocol):
     """What a machine asks of its driver."""
 
-    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> Forked:
-        """Have its agent forked."""
+    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> int:
+        """Have its agent forked; its process id."""
 
     def kill(self, machine_id: str) -> None:
         """Have its agent and all below it killed; `ProcessMachine.ended` is called when they are gone."""
@@ -46,8 +45,7 @@ class ProcessMachine(Machine):
         self._forks = forks
         self._console: deque[str] = deque(maxlen=_CONSOLE_LINES)
         self._reader: LineReader | None = None
-        self._agent: Forked | None = None
-        self._pidfd: int | None = None
+        self._pid = 0
         self._started_ticks = 0
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._changing = asyncio.Lock()
@@ -56,22 +54,24 @@ class ProcessMachine(Machine):
     @property
     def handle(self) -> Handle:
         """The agent's process, unmistakably: its id, when it began, in which boot."""
-        pid = self._agent.pid if self._agent else 0
-        data = {"pid": pid, "started_ticks": self._started_ticks, "boot_id": tree.boot_id()}
+        data = {"pid": self._pid, "started_ticks": self._started_ticks, "boot_id": tree.boot_id()}
         return Handle(driver="process", machine_id=self.id, data=data)
 
     @property
     def pid(self) -> int:
         """The agent's process id; 0 before `start`."""
-        return self._agent.pid if self._agent else 0
+        return self._pid
 
     async def start(self) -> None:
         """Make the folder, fork the agent, hand it the hello through a pipe."""
         async with self._changing:
-            if self._agent is not None or self._destroyed:
+            if self._pid or self._destroyed:
                 raise RuntimeError("a machine is started once, and not after it was destroyed")
             try:
                 self._folder.mkdir(mode=0o700)
+            except OSError as error:
+                raise MachineError(f"the machine's folder cannot be made: {error.strerror}") from error
+            try:
                 await self._fork()
             except BaseException as error:
                 await asyncio.shield(self._clean())
@@ -85,17 +85,19 @@ class ProcessMachine(Machine):
         try:
             hello = _pipe_of(self._spec.hello)
             try:
-                self._agent = await self._forks.fork(self.id, self._folder, hello, writer)
+                self._pid = await self._forks.fork(self.id, self._folder, hello, writer)
             finally:
                 os.close(hello)
         finally:
             os.close(writer)
-        self._pidfd = self._agent.pidfd
-        self._started_ticks = tree.start_ticks(self._agent.pid) or 0
+        self._started_ticks = tree.start_ticks(self._pid) or 0
 
     async def wait(self) -> Exit:
-        """Wait until the agent has ended and all that descended from it."""
-        return await asyncio.shield(self._exit)
+        """Wait until the agent has ended and all that descended from it, and its last words are in `console`."""
+        how = await asyncio.shield(self._exit)
+        if self._reader is not None:
+            await self._reader.wait()
+        return how
 
     def ended(self, how: Exit) -> None:
         """The driver's word that the agent and all below it are gone."""
@@ -104,8 +106,8 @@ class ProcessMachine(Machine):
 
     async def lost(self) -> None:
         """The fork server has ended: end here what it would have ended. The agent has been told to, by the kernel."""
-        if self._agent is not None and not self._exit.done():
-            await asyncio.to_thread(self._kill_tree, self._agent.pid)
+        if self._pid and not self._exit.done():
+            await asyncio.to_thread(self._kill_tree, self._pid)
             self.ended(Exit(-1, signal.SIGKILL))
 
     def _kill_tree(self, pid: int) -> None:
@@ -121,16 +123,13 @@ class ProcessMachine(Machine):
     async def _clean(self) -> None:
         if self._destroyed:
             return
-        if self._agent is not None and not self._exit.done():
+        if self._pid and not self._exit.done():
             self._forks.kill(self.id)
             try:
                 async with asyncio.timeout(_KILL_TIMEOUT_S):
                     await self.wait()
             except TimeoutError:
                 await self.lost()
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
         if self._reader is not None:
             self._reader.close()
         await asyncio.to_thread(remove_folder, self._folder)
@@ -140,9 +139,9 @@ class ProcessMachine(Machine):
 
     async def usage(self) -> Usage:
         """Sums over the agent and all that descends from it."""
-        if self._agent is None or self._exit.done():
+        if not self._pid or self._exit.done():
             return Usage(0.0, 0)
-        return tree.usage(self._agent.pid)
+        return await asyncio.to_thread(tree.usage, self._pid)
 
     def console(self) -> str:
         """What the agent printed last."""

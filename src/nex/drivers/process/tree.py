@@ -38,10 +38,13 @@ def _stat(pid: int) -> list[bytes]:
 
 
 def descendants(pid: int) -> list[int]:
-    """All that descends from a process, zombies included, nearest first."""
+    """All that descends from a process, zombies included."""
     found: list[int] = []
-    for child in children_of(pid):
-        found += [child, *descendants(child)]
+    todo = [pid]
+    while todo:
+        children = children_of(todo.pop())
+        found += children
+        todo += children
     return found
 
 

@@ -1,0 +1,1 @@
+"""Tests of `nex.agent` on a real private server, in real machines."""

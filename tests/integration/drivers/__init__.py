@@ -1,0 +1,1 @@
+"""Tests of `nex.drivers` with real machines."""

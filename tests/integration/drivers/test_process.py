@@ -1,0 +1,248 @@
+"""What the process driver promises beyond the contract: nothing outlives its node, whatever is killed."""
+
+# ruff: noqa: ASYNC240 - files that are there and small
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import stat
+import sys
+from collections.abc import AsyncGenerator
+from pathlib import Path
+
+import msgspec
+import pytest
+import pytest_asyncio
+
+from nex.drivers import registry
+from nex.drivers.base import DriverContext, Handle
+from nex.drivers.process import tree
+from nex.drivers.process.driver import ProcessDriver
+from nex.drivers.process.machine import ProcessMachine
+from nex.errors import MachineError, NotFoundError
+from nex.processes import Child, Exit, LineReader, children_of
+from nex.testing.plane import Plane, plane
+
+NODE = Path(__file__).parent / "node_program.py"
+
+
+@pytest_asyncio.fixture
+async def node() -> AsyncGenerator[Plane]:
+    async with plane() as made:
+        yield made
+
+
+@pytest_asyncio.fixture
+async def driver(tmp_path: Path) -> AsyncGenerator[ProcessDriver]:
+    made = ProcessDriver(DriverContext(tmp_path / "state"))
+    await made.open()
+    yield made
+    await made.close()
+
+
+async def ready_machine(driver: ProcessDriver, node: Plane, machine_id: str = "m1") -> ProcessMachine:
+    machine = driver.create(node.spec(machine_id))
+    assert isinstance(machine, ProcessMachine)
+    await machine.start()
+    await node.ready(machine_id)
+    return machine
+
+
+async def escaped(node: Plane, service: Path) -> list[int]:
+    """Have machine m1 run a service that leaves processes without a parent, one in a session of its own."""
+    reply = await node.start("m1", "native", service.read_bytes(), argv=("daemon", "stay"))
+    assert reply.error is None
+    await node.heard("m1").until(lambda heard: ("INFO", "ready") in heard.lines)
+    left = [int(text.split()[1]) for _, text in node.heard("m1").lines if text.startswith("left ")]
+    assert len(left) == 2
+    assert all(tree.start_ticks(pid) for pid in left)
+    return left
+
+
+async def all_gone(pids: list[int]) -> None:
+    """Wait for the end of processes that are not our children."""
+    loop = asyncio.get_running_loop()
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except ProcessLookupError:
+            continue
+        gone = asyncio.Event()
+        loop.add_reader(pidfd, gone.set)
+        try:
+            async with asyncio.timeout(10):
+                await gone.wait()
+        finally:
+            loop.remove_reader(pidfd)
+            os.close(pidfd)
+        assert tree.start_ticks(pid) is None
+
+
+def fork_server() -> int:
+    """Our one child that is a fork server."""
+    found = [p for p in children_of(os.getpid()) if b"nex.agent.forkserver" in Path(f"/proc/{p}/cmdline").read_bytes()]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_the_driver_is_found_by_its_name() -> None:
+    assert "process" in registry.names()
+    assert registry.load("process") is ProcessDriver
+    with pytest.raises(NotFoundError, match=r"no such driver: nothing; there are: .*process"):
+        registry.load("nothing")
+
+
+async def test_a_machines_folder_is_private(driver: ProcessDriver, node: Plane) -> None:
+    machine = await ready_machine(driver, node)
+    folder = driver.context.state / "machines" / "m1"
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert Path(f"/proc/{machine.pid}/cwd").readlink() == folder
+
+
+async def test_an_agent_has_nothing_of_the_nodes_environment(
+    tmp_path: Path, node: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NATS_PASSWORD", "hunter2")
+    driver = ProcessDriver(DriverContext(tmp_path / "state"))
+    await driver.open()
+    machine = await ready_machine(driver, node)
+    for pid in (machine.pid, fork_server()):
+        assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
+    await driver.close()
+
+
+@pytest.mark.parametrize("how", ["destroy", "killed agent"])
+async def test_nothing_escapes_by_forking_twice(
+    driver: ProcessDriver, node: Plane, obedient_service: Path, how: str
+) -> None:
+    machine = await ready_machine(driver, node)
+    left = await escaped(node, obedient_service)
+    usage = await machine.usage()
+    if how == "destroy":
+        await machine.destroy()
+    else:
+        os.kill(machine.pid, signal.SIGKILL)
+    assert await machine.wait() == Exit(-1, signal.SIGKILL)
+    assert [tree.start_ticks(pid) for pid in left] == [None, None], "gone when wait has said so"
+    assert usage.memory_bytes > 0
+
+
+async def test_a_stray_does_not_keep_other_machines_from_ending(driver: ProcessDriver, node: Plane) -> None:
+    first, second = await ready_machine(driver, node), await ready_machine(driver, node, "m2")
+    async with asyncio.timeout(10):
+        await asyncio.gather(first.destroy(), second.destroy())
+    assert children_of(fork_server()) == []
+
+
+async def test_a_killed_node_takes_everything_along(tmp_path: Path, obedient_service: Path) -> None:
+    state = tmp_path / "state"
+    reading, writing = os.pipe()
+    program = Child.spawn(
+        [sys.executable, NODE, state, obedient_service],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=writing,
+        stderr=None,
+    )
+    os.close(writing)
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    reader = LineReader(reading, lines.put_nowait)
+    async with asyncio.timeout(30):
+        told = msgspec.json.decode(await lines.get())
+    handle = msgspec.convert(told["handle"], Handle)
+    below = [pid for pid in tree.descendants(program.pid) if tree.start_ticks(pid)]
+    assert {handle.data["pid"], *told["left"]} < set(below)
+    os.kill(program.pid, signal.SIGKILL)
+    await program.wait()
+    await all_gone(below)
+    await reader.wait()
+    assert (state / "machines" / "m1").is_dir(), "the folder is for the next run to remove"
+    later = ProcessDriver(DriverContext(state))
+    await later.reclaim(handle)
+    assert list((state / "machines").iterdir()) == []
+
+
+async def test_a_lost_fork_server_ends_its_machines_and_is_replaced(
+    driver: ProcessDriver, node: Plane, obedient_service: Path
+) -> None:
+    machine = await ready_machine(driver, node)
+    left = await escaped(node, obedient_service)
+    os.kill(fork_server(), signal.SIGKILL)
+    async with asyncio.timeout(20):
+        assert (await machine.wait()).code != 0
+    await all_gone([machine.pid, *left])
+    await machine.destroy()
+    await ready_machine(driver, node, "m2")
+    await node.ping("m2")
+
+
+async def test_a_hanging_agent_is_destroyed_all_the_same(driver: ProcessDriver, node: Plane) -> None:
+    machine = await ready_machine(driver, node)
+    os.kill(machine.pid, signal.SIGSTOP)
+    async with asyncio.timeout(5):
+        await machine.destroy()
+    assert tree.start_ticks(machine.pid) is None
+
+
+async def test_reclaim_leaves_another_process_with_that_id_alone(driver: ProcessDriver) -> None:
+    innocent = Child.spawn(["sleep", "60"], env={"PATH": os.environ["PATH"]})
+    started = tree.start_ticks(innocent.pid)
+    assert started is not None
+    boot = tree.boot_id()
+    for data in (
+        {"pid": innocent.pid, "started_ticks": started + 1, "boot_id": boot},
+        {"pid": innocent.pid, "started_ticks": started, "boot_id": "another"},
+        {"pid": str(innocent.pid), "started_ticks": started, "boot_id": boot},
+        {"pid": -1, "started_ticks": started, "boot_id": boot},
+        {},
+    ):
+        await driver.reclaim(Handle(driver="process", machine_id="m9", data=data))
+    assert tree.start_ticks(innocent.pid) == started
+    await driver.reclaim(
+        Handle(
+            driver="process",
+            machine_id="m9",
+            data={"pid": innocent.pid, "started_ticks": started, "boot_id": boot},
+        )
+    )
+    assert await innocent.wait() == Exit(-1, signal.SIGKILL)
+
+
+async def test_reclaim_finds_strays_by_where_they_work(driver: ProcessDriver) -> None:
+    folder = driver.context.state / "machines" / "m9"
+    folder.mkdir()
+    stray = Child.spawn(["sleep", "60"], env={"PATH": os.environ["PATH"]}, cwd=folder)
+    neighbour = Child.spawn(["sleep", "60"], env={"PATH": os.environ["PATH"]}, cwd=folder.parent)
+    await driver.reclaim(Handle(driver="process", machine_id="m9"))
+    assert await stray.wait() == Exit(-1, signal.SIGKILL)
+    assert not folder.exists()
+    assert tree.start_ticks(neighbour.pid) is not None
+    await neighbour.kill()
+
+
+async def test_what_a_workload_made_unreadable_is_removed(driver: ProcessDriver, node: Plane) -> None:
+    machine = await ready_machine(driver, node)
+    folder = driver.context.state / "machines" / "m1"
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "file").write_text("x")
+    (folder / "deep" / "er").chmod(0)
+    (folder / "deep").chmod(0)
+    await machine.destroy()
+    assert not folder.exists()
+
+
+async def test_a_state_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    driver = ProcessDriver(DriverContext(tmp_path / "file"))
+    with pytest.raises(MachineError, match="Not a directory"):
+        await driver.open()
+    await driver.close()
+
+
+async def test_a_fork_server_that_does_not_start_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nex.drivers.process.forks._MODULE", "nex.agent.nothing")
+    driver = ProcessDriver(DriverContext(tmp_path / "state"))
+    with pytest.raises(MachineError, match="No module named"):
+        await driver.open()
+    await driver.close()
