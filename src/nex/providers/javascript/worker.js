@@ -78,12 +78,13 @@ const shorten = (text, limit) => text.length > limit ? text.slice(0, limit) + 'â
 const log = (level, text) => send(LOG, 0, encoder.encode(level), encoder.encode(shorten(text, LOG_CHARS)));
 
 const US = import.meta.url;
+const withoutAdvice = (text) => text.replaceAll(/, run again with the --allow-[a-z-]+ flag/g, ', which functions do not have');
 const withoutUs = (stack) => stack.split('\n').filter((line) => !line.includes(US)).join('\n');
 
 /** What the caller may see of an error, and what the log shows. `hide` puts our name for a source into stacks. */
 function describe(error) {
   try {
-    if (error instanceof Error) return [`${error.name}: ${error.message}`, hide(withoutUs(String(error.stack || error)))];
+    if (error instanceof Error) return [withoutAdvice(`${error.name}: ${error.message}`), hide(withoutUs(String(error.stack || error)))];
     return [shorten(typeof error === 'string' ? error : inspect(error), 1024), ''];
   } catch {
     return ['an error that cannot be shown', ''];
@@ -147,8 +148,12 @@ function install(environment) {
 
 /** Whether `source` is a classic script; compiles it and runs nothing of it. */
 function compiles(source) {
-  const [, failure] = core.evalContext(`throw null;${source}`, 'file:///check.js');
-  return !failure?.isCompileError;
+  try {
+    (0, eval)(`throw null;${source}`); // an eval, so that what it declares at the top does not get in the script's way
+  } catch (error) {
+    return error === null;
+  }
+  return true;
 }
 
 /** The JavaScript of a classic script written in TypeScript, or null. Must come before `install`. */

@@ -1,0 +1,69 @@
+"""Runs functions from their source, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
+
+from nex.protocol.agent import Limits
+from nex.providers.base import Function, Invocation, Result, Workload
+from nex.testing.provider_contract import LogLines
+
+__all__ = ["Calls", "make_workload", "running"]
+
+
+class Calls:
+    """A running function."""
+
+    def __init__(self, function: Function, lines: LogLines) -> None:
+        self.function = function
+        self.lines = lines
+
+    async def __call__(
+        self, payload: bytes = b"", *, subject: str = "a.b", headers: Mapping[str, str] | None = None
+    ) -> Result:
+        return await self.function.call(Invocation(subject, payload, headers))
+
+    async def text(self, payload: bytes = b"", **options: str) -> str:
+        return (await self(payload, **options)).payload.decode()  # type: ignore[arg-type]
+
+
+def make_workload(
+    folder: Path, source: str | bytes, *, limits: Limits | None = None, environment: Mapping[str, str] | None = None
+) -> Workload:
+    """A workload named ``fn``; its artifact and folder lie in ``folder``."""
+    (folder / "folder").mkdir(exist_ok=True)
+    artifact = folder / "artifact"
+    artifact.write_bytes(source.encode() if isinstance(source, str) else source)
+    return Workload(
+        id="w1",
+        namespace="default",
+        name="fn",
+        type="test",
+        artifact=artifact,
+        folder=folder / "folder",
+        environment=environment or {},
+        limits=limits or Limits(timeout_s=1.0),
+    )
+
+
+Runner = Callable[..., contextlib.AbstractAsyncContextManager[Calls]]
+
+
+def running(provider: type[Function], folder: Path) -> Runner:
+    """A way to run sources with ``provider``."""
+
+    @contextlib.asynccontextmanager
+    async def run(
+        source: str | bytes, *, limits: Limits | None = None, environment: Mapping[str, str] | None = None
+    ) -> AsyncGenerator[Calls]:
+        lines = LogLines()
+        function = provider(make_workload(folder, source, limits=limits, environment=environment), lines)
+        await function.start()
+        try:
+            yield Calls(function, lines)
+        finally:
+            await function.stop(0)
+
+    return run

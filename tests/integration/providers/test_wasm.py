@@ -1,0 +1,216 @@
+"""What WebAssembly functions get, how they fail, and what does not start."""
+
+# ruff: noqa: ASYNC240 - reading a small file blocks nobody
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import wasmtime
+
+from nex.errors import CallFailed, CallTimedOut, CallTooLarge, StartError
+from nex.protocol.agent import Limits
+from nex.providers.wasm import WasmProvider
+from nex.testing.examples import build_examples
+from nex.testing.provider_contract import LogLines
+
+from .functions import Runner, make_workload, running
+
+MIB = 2**20
+FD_WRITE = '(import "wasi_snapshot_preview1" "fd_write" (func $write (param i32 i32 i32 i32) (result i32)))'
+FD_READ = '(import "wasi_snapshot_preview1" "fd_read" (func $read (param i32 i32 i32 i32) (result i32)))'
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Runner:
+    return running(WasmProvider, tmp_path)
+
+
+def module(body: str, *, imports: str = "", memory: str = '(memory (export "memory") 1)') -> bytes:
+    """A module whose ``_start`` is ``body``."""
+    return bytes(wasmtime.wat2wasm(f'(module {imports} {memory} (func (export "_start") {body}))'))
+
+
+def reporting(body: str) -> bytes:
+    """A module that writes the i32 that ``body`` leaves to its output, as a byte."""
+    store = f"(i32.store8 (i32.const 100) {body})"
+    vector = "(i32.store (i32.const 0) (i32.const 100)) (i32.store (i32.const 4) (i32.const 1))"
+    write = "(drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))"
+    return module(f"{store} {vector} {write}", imports=f"{FD_WRITE} {FD_READ}")
+
+
+async def test_the_example(run: Runner) -> None:
+    async with run(build_examples().wasm.read_bytes()) as call:
+        for payload in (b"", b"hello ", b"line1\nline2", bytes(range(256)) * 1000):
+            assert (await call(payload, subject="test.trigger")).payload == payload + b"test.trigger"
+
+
+async def test_each_call_is_a_fresh_instance(run: Runner, obedient_wasm: Path) -> None:
+    async with run(obedient_wasm.read_bytes()) as call:
+        assert [await call.text(b"count") for _ in range(3)] == ["1", "1", "1"]
+        with pytest.raises(CallFailed):
+            await call(b"trap")
+        assert await call.text(b"count") == "1"
+        assert len(call.function.pids) == 1  # type: ignore[attr-defined]
+
+
+async def test_failures_say_how(run: Runner, obedient_wasm: Path) -> None:
+    async with run(obedient_wasm.read_bytes()) as call:
+        with pytest.raises(CallFailed, match=r"^the function exited with code 42$"):
+            await call(b"fail")
+        with pytest.raises(CallFailed, match=r"^the function trapped: wasm `unreachable` instruction executed$"):
+            await call(b"trap")
+        assert any(level == "ERROR" and "wasm backtrace" in text for level, text in call.lines)
+
+
+async def test_memory_says_so(run: Runner, obedient_wasm: Path) -> None:
+    async with run(obedient_wasm.read_bytes(), limits=Limits(timeout_s=20, memory_bytes=32 * MIB)) as call:
+        with pytest.raises(CallFailed, match=r"exited with code 1; it had used 3\d\.\d MiB of the 32 MiB of memory"):
+            await call(b"allocate")
+        assert await call.text(b"count") == "1"
+
+
+async def test_headers_become_variables(run: Runner, obedient_wasm: Path) -> None:
+    headers = {"Trace-Id": "1", "trace_id": "2", "Path": "x", "A\u00e4": "y", "X": "a\nb=c"}
+    async with run(obedient_wasm.read_bytes(), environment={"PATH": "own", "NEX_HEADER_PATH": "mine"}) as call:
+        names = (await call.text(b"variables", headers=headers)).split(",")  # type: ignore[arg-type]
+        assert sorted(names) == ["NEX_HEADER_A_", "NEX_HEADER_PATH", "NEX_HEADER_TRACE_ID", "NEX_HEADER_X", "PATH"]
+        for name, value in (("PATH", "own"), ("NEX_HEADER_PATH", "mine"), ("NEX_HEADER_TRACE_ID", "1")):
+            assert await call.text(f"variable:{name}".encode(), headers=headers) == value  # type: ignore[arg-type]
+        assert await call.text(b"variable:NEX_HEADER_X", headers=headers) == "a\nb=c"  # type: ignore[arg-type]
+
+
+async def test_replies_carry_no_headers(run: Runner, obedient_wasm: Path) -> None:
+    async with run(obedient_wasm.read_bytes()) as call:
+        assert (await call(b"echo:", headers={"A": "b"})).headers is None
+
+
+@pytest.mark.parametrize(
+    ("body", "errno"),
+    [
+        pytest.param("(call $write (i32.const 7) (i32.const 0) (i32.const 0) (i32.const 0))", 8, id="no such file"),
+        pytest.param("(call $read (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 0))", 8, id="reading output"),
+        pytest.param(
+            "(call $write (i32.const 1) (i32.const -8) (i32.const 1) (i32.const 0))", 21, id="vectors outside"
+        ),
+        pytest.param(
+            "(call $write (i32.const 1) (i32.const 0) (i32.const -1) (i32.const 0))", 21, id="too many vectors"
+        ),
+        pytest.param("(call $write (i32.const 1) (i32.const 0) (i32.const 0) (i32.const -1))", 21, id="result outside"),
+        pytest.param("(call $read (i32.const 0) (i32.const 65530) (i32.const 1) (i32.const 0))", 21, id="at the edge"),
+        pytest.param("(call $read (i32.const 0) (i32.const 200) (i32.const 1) (i32.const 0))", 21, id="buffer outside"),
+        pytest.param("(call $write (i32.const 2) (i32.const 200) (i32.const 1) (i32.const 0))", 21, id="text outside"),
+        pytest.param("(call $write (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 65532))", 0, id="nothing"),
+    ],
+)
+async def test_addresses_are_checked(run: Runner, body: str, errno: int) -> None:
+    outside = "(i32.store (i32.const 200) (i32.const 65000)) (i32.store (i32.const 204) (i32.const 1000))"
+    with_vector = f"(block (result i32) {outside} {body})"
+    async with run(reporting(with_vector)) as call:
+        assert (await call(b"x" * 2000)).payload == bytes([errno])
+
+
+async def test_reading_ends(run: Runner) -> None:
+    """After all of the payload, 0 bytes, as often as it is asked."""
+    vector = "(i32.store (i32.const 16) (i32.const 1000)) (i32.store (i32.const 20) (i32.const 10))"
+    read = "(drop (call $read (i32.const 0) (i32.const 16) (i32.const 1) (i32.const 8)))"
+    async with run(reporting(f"(block (result i32) {vector} {read} {read} (i32.load (i32.const 8)))")) as call:
+        assert (await call(b"x" * 10)).payload == b"\0"
+        assert (await call(b"x" * 13)).payload == b"\3"
+        assert (await call(b"x" * 30)).payload == b"\x0a"
+
+
+async def test_writing_while_the_instance_is_made(run: Runner) -> None:
+    text = f"""(module {FD_WRITE} (memory (export "memory") 1)
+      (data (i32.const 0) "\\10\\00\\00\\00\\02\\00\\00\\00")
+      (data (i32.const 16) "hi")
+      (func $early (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))))
+      (start $early) (func (export "_start")))"""
+    async with run(bytes(wasmtime.wat2wasm(text))) as call:
+        assert [(await call()).payload for _ in range(2)] == [b"hi", b"hi"]
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        pytest.param("(loop $again (br $again))", CallTimedOut, id="loop"),
+        pytest.param("(loop $again (drop (memory.grow (i32.const 1))) (br $again))", CallTimedOut, id="growing"),
+        pytest.param("(call $self)", CallFailed, id="recursion"),
+        pytest.param("(drop (i32.div_s (i32.const 1) (i32.const 0)))", CallFailed, id="division"),
+        pytest.param("(drop (i32.load (i32.const -4)))", CallFailed, id="address"),
+        pytest.param(
+            "(i32.store (i32.const 4) (i32.const 60000)) (loop $again (drop (call $write (i32.const 1) (i32.const 0)"
+            " (i32.const 1) (i32.const 8))) (br $again))",
+            CallTooLarge,
+            id="output",
+        ),
+    ],
+)
+async def test_attacks(run: Runner, body: str, error: type[Exception]) -> None:
+    named = f'(module {FD_WRITE} (memory (export "memory") 1) (func $self (export "_start") {body}))'
+    async with run(bytes(wasmtime.wat2wasm(named)), limits=Limits(timeout_s=0.5, memory_bytes=8 * MIB)) as call:
+        for _ in range(2):
+            with pytest.raises(error):
+                await call()
+
+
+START = '(func (export "_start"))'
+MEMORY = '(memory (export "memory") 1)'
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        pytest.param(b"", "no WebAssembly", id="empty"),
+        pytest.param(b"(module)", "no WebAssembly", id="text format"),
+        pytest.param(b"\0asm\x01\0\0\0\xff\xff\xff", "no valid WebAssembly module", id="malformed"),
+        pytest.param(b"\0asm\x0d\0\x01\0", "component", id="component"),
+        pytest.param(b"\0asm\x02\0\0\0", "no valid WebAssembly module", id="unknown version"),
+        pytest.param(module("")[:-3], "no valid WebAssembly module", id="truncated"),
+        pytest.param(f"(module {MEMORY})", "no function _start", id="library"),
+        pytest.param(
+            f'(module {MEMORY} (func (export "_start") (param i32)))', "parameters", id="start with parameters"
+        ),
+        pytest.param(
+            f'(module {MEMORY} (global (export "_start") i32 (i32.const 1)))', "not a function", id="no function"
+        ),
+        pytest.param(f"(module {START})", "exports no memory", id="no memory"),
+        pytest.param(
+            f'(module {START} (memory (export "memory") 2000))', "at least 131072000 bytes", id="large memory"
+        ),
+        pytest.param(f'(module {START} (memory (export "memory") i64 1))', "64-bit|no valid", id="64-bit memory"),
+        pytest.param(f'(module (import "env" "f" (func)) {MEMORY} {START})', "imports .*env", id="unknown import"),
+        pytest.param(
+            f'(module (import "wasi_snapshot_preview1" "fd_read" (func)) {MEMORY} {START})',
+            "imports",
+            id="wrong import",
+        ),
+    ],
+)
+async def test_what_does_not_start_says_why(tmp_path: Path, content: bytes | str, reason: str) -> None:
+    data = content if isinstance(content, bytes) else bytes(wasmtime.wat2wasm(content))
+    with pytest.raises(StartError, match=reason) as failure:
+        await WasmProvider(make_workload(tmp_path, data), LogLines()).start()
+    assert str(failure.value).isprintable()
+    assert [path.name for path in (tmp_path / "folder").iterdir()] == []
+
+
+async def test_a_memory_that_is_not_exported_counts_too(run: Runner) -> None:
+    text = f"(module {MEMORY} (memory 200) {START})"
+    async with run(bytes(wasmtime.wat2wasm(text)), limits=Limits(memory_bytes=8 * MIB)) as call:
+        with pytest.raises(CallFailed, match="memory|memories"):
+            await call()
+
+
+async def test_it_is_compiled_once(tmp_path: Path) -> None:
+    workload = make_workload(tmp_path, module(""))
+    functions = [WasmProvider(workload, LogLines()) for _ in range(2)]
+    stamps = []
+    for function in functions:
+        await function.start()
+        (code,) = workload.folder.iterdir()
+        stamps.append(code.stat())
+        await function.stop(0)
+    assert stamps[0].st_ino == stamps[1].st_ino
+    assert stamps[0].st_mode & 0o077 == 0

@@ -1,0 +1,225 @@
+"""The pool, with workers that do not keep to the protocol."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import struct
+from collections.abc import Callable
+
+import pytest
+
+from nex.errors import CallError, CallFailed, CallTimedOut, StartError
+from nex.processes import Child
+from nex.protocol.agent import Limits
+from nex.providers import workers
+from nex.providers.frames import Frame, FrameReader, Kind, encode
+from nex.providers.worker import Worker
+from nex.providers.workers import Launched, WorkerPool
+from nex.testing.provider_contract import LogLines
+
+Behaviour = Callable[[socket.socket, Frame], None]
+
+
+def obey(sock: socket.socket, frame: Frame) -> None:
+    """A worker that does what the payload says, and mostly what it should not."""
+    body, id_ = frame.body, frame.id
+    answers: dict[bytes, bytes] = {
+        b"other id": encode(Kind.RESULT, id_ + 1),
+        b"unknown kind": encode(9, id_),
+        b"a call": encode(Kind.CALL, id_),
+        b"ready again": encode(Kind.READY, id_),
+        b"twice": encode(Kind.RESULT, id_, b"", b"1") * 2,
+        b"zeros": bytes(100),
+        b"text": b"Traceback (most recent call last):\n" * 10,
+        b"endless": struct.pack("<IBII", 2**32 - 1, Kind.RESULT, id_, 0),
+        b"long head": struct.pack("<IBII", 20, Kind.RESULT, id_, 1000) + bytes(11),
+        b"short": struct.pack("<IBII", 3, Kind.RESULT, id_, 0),
+        b"half": encode(Kind.RESULT, id_, b"", b"x" * 100)[:50],
+        b"unknown level": encode(Kind.LOG, 0, b"FATAL", b"text") + encode(Kind.RESULT, id_),
+        b"no utf-8": encode(Kind.LOG, 7, b"\xff", b"\xff\xfe") + encode(Kind.RESULT, id_),
+        b"failed": encode(Kind.FAILED, id_, b"a\r\nb\0c" * 500, b"detail"),
+    }
+    sock.sendall(answers.get(body) or encode(Kind.RESULT, id_, frame.head, body))
+    if body == b"half":
+        os._exit(3)
+    if body == b"dies":
+        os.kill(os.getpid(), signal.SIGTRAP)
+
+
+def serve(sock: socket.socket, behaviour: Behaviour) -> None:
+    reader = FrameReader(1 << 24)
+    while data := sock.recv(65536):
+        for frame in reader.feed(data):
+            if frame.kind == Kind.LOAD:
+                sock.sendall(encode(Kind.READY, frame.id))
+            else:
+                behaviour(sock, frame)
+
+
+def make_pool(lines: LogLines, behaviour: Behaviour = obey, limits: Limits | None = None) -> WorkerPool:
+    def launch(sock: socket.socket) -> Launched:
+        return Launched(Child.fork(lambda: serve(sock, behaviour), keep_fds=[sock.fileno()]))
+
+    return WorkerPool(launch, lambda: (b"", b""), limits=limits or Limits(timeout_s=1.0), log=lines)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [b"other id", b"unknown kind", b"a call", b"ready again", b"zeros", b"text", b"endless", b"long head", b"short"],
+)
+async def test_a_worker_that_breaks_the_protocol_is_replaced(bad: bytes) -> None:
+    lines = LogLines()
+    pool = make_pool(lines)
+    await pool.start()
+    before = pool.pids
+    with pytest.raises(CallFailed, match="broke its worker"):
+        await pool.call(b"s", bad)
+    assert (await pool.call(b"s", b"next")).body == b"next"
+    assert pool.pids != before
+    assert any(level == "ERROR" and "protocol" in text for level, text in lines)
+    await pool.stop(0)
+
+
+async def test_an_answer_too_many_costs_only_that_worker() -> None:
+    pool = make_pool(LogLines())
+    await pool.start()
+    assert (await pool.call(b"s", b"twice")).body == b"1"
+    outcomes = [await _outcome(pool.call(b"s", b"next")) for _ in range(3)]
+    assert outcomes[-1] == b"next"
+    await pool.stop(0)
+
+
+async def test_a_worker_that_dies_in_the_middle_of_an_answer() -> None:
+    pool = make_pool(LogLines())
+    await pool.start()
+    with pytest.raises(CallFailed, match="exit code 3"):
+        await pool.call(b"s", b"half")
+    assert (await pool.call(b"s", b"next")).body == b"next"
+    await pool.stop(0)
+
+
+async def test_a_worker_that_is_killed_while_it_is_idle() -> None:
+    pool = make_pool(LogLines())
+    await pool.start()
+    for _ in range(3):
+        assert (await pool.call(b"s", b"x")).body == b"x"
+        for pid in pool.pids:
+            os.kill(pid, signal.SIGKILL)
+        outcome = await _outcome(pool.call(b"s", b"perhaps lost"))
+        assert outcome in {b"perhaps lost", "the function ended its process: signal SIGKILL"}
+    await pool.stop(0)
+
+
+async def test_log_frames_are_made_safe() -> None:
+    lines = LogLines()
+    pool = make_pool(lines)
+    await pool.start()
+    await pool.call(b"s", b"unknown level")
+    await pool.call(b"s", b"no utf-8")
+    assert lines == [("INFO", "text"), ("INFO", "\ufffd\ufffd")]
+    await pool.stop(0)
+
+
+async def test_large_frames_go_in_pieces() -> None:
+    """More than a socket holds, both ways, several at once."""
+    pool = make_pool(LogLines(), limits=Limits(timeout_s=10.0, result_bytes=1 << 23, parallel=2))
+    await pool.start()
+    bodies = [bytes([n]) * (1 << 22) for n in range(4)]
+    frames = await asyncio.gather(*(pool.call(b"s", body) for body in bodies))
+    assert [frame.body for frame in frames] == bodies
+    await pool.stop(0)
+
+
+async def test_a_worker_that_does_not_read_is_cut_off() -> None:
+    def deaf(_sock: socket.socket, _frame: Frame) -> None:
+        signal.pause()
+
+    pool = make_pool(LogLines(), deaf, Limits(timeout_s=0.2))
+    await pool.start()
+    for _ in range(2):
+        with pytest.raises(CallTimedOut):
+            await pool.call(b"s", bytes(1 << 22))
+    await pool.stop(0)
+
+
+async def test_the_time_of_a_call_begins_when_it_runs() -> None:
+    """Waiting behind another call costs nothing of it."""
+
+    def slow(sock: socket.socket, frame: Frame) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.3)
+        signal.sigwait({signal.SIGALRM})
+        sock.sendall(encode(Kind.RESULT, frame.id))
+
+    def blocked(sock: socket.socket, frame: Frame) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+        slow(sock, frame)
+
+    pool = make_pool(LogLines(), blocked, Limits(timeout_s=0.5))
+    await pool.start()
+    frames = await asyncio.gather(*(pool.call(b"s", b"") for _ in range(4)))
+    assert [frame.kind for frame in frames] == [Kind.RESULT] * 4
+    await pool.stop(0)
+
+
+async def test_workers_of_no_use_are_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "_SHRINK_S", 0.05)
+    pool = make_pool(LogLines(), limits=Limits(parallel=4))
+    alone = asyncio.Event()
+    on_lost = pool.on_lost
+
+    def watch(worker: Worker) -> None:
+        on_lost(worker)
+        if len(pool.pids) == 1:
+            alone.set()
+
+    monkeypatch.setattr(pool, "on_lost", watch)
+    await pool.start()
+    await asyncio.gather(*(pool.call(b"s", b"x") for _ in range(50)))
+    most = len(pool.pids)
+    assert 1 < most <= 4
+    async with asyncio.timeout(5):
+        await alone.wait()
+    assert (await pool.call(b"s", b"x")).body == b"x"
+    await pool.stop(0)
+
+
+async def test_a_function_that_cannot_be_started_again_says_so() -> None:
+    """Its calls fail at once, and each tries again; there is no endless round of starting."""
+    starts = 0
+
+    def launch(sock: socket.socket) -> Launched:
+        nonlocal starts
+        starts += 1
+        first = starts == 1
+        main = (lambda: serve(sock, obey)) if first else (lambda: os._exit(9))
+        return Launched(Child.fork(main, keep_fds=[sock.fileno()]))
+
+    pool = WorkerPool(launch, lambda: (b"", b""), limits=Limits(timeout_s=1.0), log=LogLines())
+    await pool.start()
+    assert (await pool.call(b"s", b"x")).body == b"x"
+    await _outcome(pool.call(b"s", b"half"))
+    for _ in range(3):
+        with pytest.raises(CallFailed, match="could not be started again"):
+            await pool.call(b"s", b"x")
+    assert starts <= 5
+    await pool.stop(0)
+
+
+async def test_a_process_that_cannot_be_made() -> None:
+    def launch(_sock: socket.socket) -> Launched:
+        raise OSError(11, "Resource temporarily unavailable")
+
+    pool = WorkerPool(launch, lambda: (b"", b""), limits=Limits(), log=LogLines())
+    with pytest.raises(StartError, match="Resource temporarily unavailable"):
+        await pool.start()
+    await pool.stop(0)
+
+
+async def _outcome(call: asyncio.Future[Frame]) -> bytes | str:
+    try:
+        return (await call).body
+    except CallError as error:
+        return str(error)
