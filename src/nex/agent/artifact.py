@@ -35,12 +35,17 @@ async def fetch(connection: Connection, machine_id: str, *, digest: str, size: i
     if size < 0:
         raise ArtifactError(f"an artifact cannot have {size} bytes")
     piece = min(_PIECE_BYTES, connection.max_payload)
-    file = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o500)
     found = None
+    try:
+        file = os.open(into, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o500)
+    except OSError as error:
+        raise ArtifactError(f"the artifact cannot be kept: {error.strerror}") from error
     try:
         found = await _copy(connection, host_subject(machine_id, "artifact"), size, piece, file)
     except (DeadlineError, UnreachableError) as error:
         raise ArtifactError(f"the node did not hand over the artifact: {error}") from error
+    except OSError as error:  # a full disk
+        raise ArtifactError(f"the artifact cannot be kept: {error.strerror}") from error
     finally:
         os.close(file)
         if found != digest.lower():
@@ -69,7 +74,7 @@ async def _copy(connection: Connection, subject: str, size: int, piece: int, fil
                 sha.update(data)
                 while data:
                     data = data[os.write(file, data) :]
-    except* (ArtifactError, DeadlineError, UnreachableError) as failed:
+    except* (ArtifactError, DeadlineError, UnreachableError, OSError) as failed:
         raise failed.exceptions[0] from None
     return sha.hexdigest()
 

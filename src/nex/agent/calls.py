@@ -1,8 +1,7 @@
 """The hot path: messages from the triggers to the function, its results back to whoever asked.
 
-A message is handled in the turn of the loop that read it: it goes to a runner, one of at most ``limits.parallel``
-tasks that live as long as the function, and the reply leaves in the turn in which the function is done. There is no
-task, no timer and no copy per call.
+A message goes to a runner, one of a bounded number of tasks that live as long as the function, and the reply leaves in
+the turn of the loop in which the function is done. There is no task, no timer and no copy per call.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ from nex.transport.connection import Subscription as Interest
 
 __all__ = ["Calls"]
 
+_AHEAD = 32  # calls that the provider has beside those at work: the engine finds the next when it is done with one
 _WAITING_BYTES = 64 * 1024 * 1024
 _TEXT_CHARS = 300
 
@@ -52,6 +52,7 @@ class Calls:
         self._waiting_bytes = 0
         self._idle: list[asyncio.Future[None]] = []
         self._runners = TaskOwner("agent.calls", on_bug)
+        self._runner_limit = limits.parallel + min(limits.queue, _AHEAD)
         self._busy = 0
         self._quiet: asyncio.Event = asyncio.Event()
         self._quiet.set()
@@ -72,17 +73,15 @@ class Calls:
 
     def _arrived(self, skip: int, tally: Tally, msg: Msg) -> None:
         waiting, limits = self._waiting, self._limits
-        if waiting and (
-            len(waiting) + self._busy >= limits.parallel + limits.queue
-            or self._waiting_bytes + len(msg.data) > _WAITING_BYTES
-        ):
-            self._fail(msg, tally, CallOverloaded(len(waiting)))
+        here = len(waiting) + self._busy
+        if here >= limits.parallel + limits.queue or (waiting and self._waiting_bytes > _WAITING_BYTES):
+            self._fail(msg, tally, CallOverloaded(here - limits.parallel))
             return
         waiting.append((msg, skip, tally))
         self._waiting_bytes += len(msg.data)
         if self._idle:
             self._idle.pop().set_result(None)
-        elif len(self._runners) < limits.parallel:
+        elif len(self._runners) < self._runner_limit:
             self._runners.start(self._run(), name=f"runner{len(self._runners)}")
 
     async def _run(self) -> None:
