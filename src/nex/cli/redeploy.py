@@ -12,18 +12,36 @@ from watchfiles import Change, awatch
 from nex.cli.session import Session
 from nex.cli.workload import WorkloadFlags, how_to_call, summary
 from nex.client.artifacts import Artifact, inspect
-from nex.client.bundle import BUCKET, Signer, upload
+from nex.client.bundle import BUCKET, FUNCTION_TYPES, Order, Signer, upload
 from nex.client.rollout import Deployed, Target, deploy_to
 from nex.errors import NexError, NotFoundError
 from nex.protocol.location import Location
 
-__all__ = ["Redeployer"]
+__all__ = ["Redeployer", "order_of"]
+
+_DESCRIPTION = "Workload published by nex dev"
 
 
 @dataclass(frozen=True, slots=True)
 class _Running:
     digest: str
     deployed: Deployed
+
+
+def order_of(artifact: Artifact, flags: WorkloadFlags, environment: Mapping[str, str]) -> Order:
+    """What is deployed for a file.
+
+    Raises:
+        UsageError: the options do not fit its type.
+    """
+    return flags.order(
+        name=artifact.name,
+        type=artifact.type,
+        location=Location.of(BUCKET, artifact.name),
+        digest=artifact.digest,
+        environment=environment,
+        description=_DESCRIPTION,
+    )
 
 
 class Redeployer:
@@ -96,23 +114,20 @@ class Redeployer:
 
     async def _replace(self, path: Path, artifact: Artifact, running: _Running | None) -> Deployed:
         client = self._session.client
-        order = self._flags.order(
-            name=artifact.name,
-            type=artifact.type,
-            location=Location.of(BUCKET, artifact.name),
-            digest=artifact.digest,
-            environment=self._environment,
-            description="Workload published by nex dev",
-        )
+        order = order_of(artifact, self._flags, self._environment)
         await upload(self._session.store(), artifact)
-        if running is not None:
-            del self._running[path]
-            await self._stop(running.deployed)
+        if running is not None and order.type not in FUNCTION_TYPES:
+            await self._stop(path, running)  # two copies of a service may want the same port
         deployed = await deploy_to(client, self._target, order, self._signer)
+        if running is not None:
+            await self._stop(path, running)  # a function is replaced without a gap, and kept if the new one is broken
         self._running[path] = _Running(artifact.digest, deployed)
         return deployed
 
-    async def _stop(self, old: Deployed) -> None:
+    async def _stop(self, path: Path, running: _Running) -> None:
+        if self._running.pop(path, None) is None:
+            return
+        old = running.deployed
         try:
             await self._session.client.stop(
                 self._target.node_id, old.reply.id, name=old.order.name, issuer=self._signer.issuer

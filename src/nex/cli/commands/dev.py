@@ -20,7 +20,7 @@ from nex.cli.embedded import USUAL_PORT, embedded_server
 from nex.cli.lines import line_data, line_text
 from nex.cli.options import Options
 from nex.cli.output import Output
-from nex.cli.redeploy import Redeployer
+from nex.cli.redeploy import Redeployer, order_of
 from nex.cli.session import connect_options, open_session
 from nex.cli.workload import WorkloadFlags, workload_options
 from nex.client import watch
@@ -33,6 +33,7 @@ from nex.errors import MachineError, UsageError
 from nex.node.config import NodeConfig, resolve
 from nex.node.node import NodeFace
 from nex.node.node import run as run_node
+from nex.protocol.logs import LEVELS
 from nex.telemetry.logs import Log, configure
 from nex.transport.server import NatsServer
 
@@ -76,13 +77,14 @@ def dev(arguments: tuple[str, ...], port: int | None, state_dir: Path | None, **
     chosen = options()
     given = WorkloadFlags(**flags)
     files = tuple(Path(text) for text in arguments if not _is_pair(text))
-    _check(files, given)
+    environment = parse_environment(text for text in arguments if _is_pair(text))
+    _check(files, given, environment)
     configure(chosen.loglevel if "loglevel" in chosen.flagged else "warn", as_json=chosen.logjson)
     plan = _Plan(
         folder=state_dir or _state_home() / "nex" / "dev",
         port=port,
         files=files,
-        environment=parse_environment(text for text in arguments if _is_pair(text)),
+        environment=environment,
         flags=given,
     )
     return run_daemon(_dev(chosen, plan))
@@ -92,8 +94,9 @@ def _is_pair(text: str) -> bool:
     return is_pair(text) and not Path(text).exists()
 
 
-def _check(files: tuple[Path, ...], flags: WorkloadFlags) -> None:
-    names = [inspect(path, type_hint=flags.wire_type).name for path in files]
+def _check(files: tuple[Path, ...], flags: WorkloadFlags, environment: Mapping[str, str]) -> None:
+    orders = [order_of(inspect(path, type_hint=flags.wire_type), flags, environment) for path in files]
+    names = [order.name for order in orders]
     if len(set(names)) < len(names):
         raise UsageError(f"two of the files make the same workload name: {', '.join(sorted(names))}")
     if len(files) > 1 and flags.triggers:
@@ -112,6 +115,7 @@ async def _dev(chosen: Options, plan: _Plan) -> int:
                 servers=(server.client_url,),
                 namespace=chosen.literal_namespace(),
                 timeout_s=chosen.timeout_s,
+                loglevel=chosen.loglevel,
                 json=chosen.json,
                 conn_name="nex-dev",
             )
@@ -160,7 +164,8 @@ async def _work(chosen: Options, plan: _Plan, server: NatsServer, ready: asyncio
         redeployer = Redeployer(
             session, target, signer, files=plan.files, environment=plan.environment, flags=plan.flags
         )
-        async with watch.logs(session.connection, "*") as lines, asyncio.TaskGroup() as group:
+        wanted = watch.LogFilter(level=None if chosen.loglevel == "debug" else LEVELS["INFO"])
+        async with watch.logs(session.connection, "*", wanted) as lines, asyncio.TaskGroup() as group:
             group.create_task(_show(out, lines), name="logs")
             group.create_task(redeployer.run(), name="redeploy")
 
