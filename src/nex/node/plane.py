@@ -58,6 +58,11 @@ class Plane:
             raise MachineError("the private server is down")
         return self._connection
 
+    @property
+    def is_up(self) -> bool:
+        """Whether the server runs, as far as the node's own connection to it can tell."""
+        return self._up.is_set() and self._connection is not None and self._connection.is_connected
+
     async def wait_up(self) -> None:
         """Wait until agents can connect."""
         await self._up.wait()

@@ -341,7 +341,7 @@ class Workload:
         """The machine is gone."""
         if link is self.link:
             self._route.detach()
-            self._hear(lifecycle.MachineLost(self.uptime_s, ours=link.given_up))
+            self._hear(lifecycle.MachineLost(self.uptime_s, ours=link.given_up or not self._means.plane.is_up))
 
     def _hear(self, event: Event) -> None:
         if self._launching is not None:

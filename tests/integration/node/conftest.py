@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import os
+import signal
 import struct
 import time
 from collections.abc import AsyncGenerator, Callable
@@ -12,9 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 
+from nex.drivers.base import Handle
 from nex.errors import NexError
 from nex.node import node
 from nex.node.config import NodeConfig, resolve
@@ -100,8 +104,8 @@ class Driven:
     client: Connection
     heard: Heard
     config: NodeConfig
-    stopping: asyncio.Event
-    life: asyncio.Task[int]
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    life: asyncio.Task[int] | None = None
     issuer: SigningKey = field(default_factory=lambda: SigningKey.create("account"))
     sender: CurveKey = field(default_factory=CurveKey.create)
 
@@ -159,9 +163,19 @@ class Driven:
                         return
                 await self.client.flush()
 
-    async def finish(self) -> int:
-        """Stop the node and wait for its exit code."""
-        self.stopping.set()
+    def kill_machines(self, *, busy: bool) -> int:
+        """KILL the agents of the machines that have a workload, or of those that wait for one. Returns how many."""
+        folder = self.config.state_dir / "driver" / "machines"
+        killed = 0
+        for path in (self.config.state_dir / "machines").glob("*.json"):
+            if (folder / path.stem / "artifact").exists() == busy:
+                os.kill(msgspec.json.decode(path.read_bytes(), type=Handle).data["pid"], signal.SIGKILL)
+                killed += 1
+        return killed
+
+    async def wait_end(self) -> int:
+        """Wait until the node has ended by itself; its exit code."""
+        assert self.life is not None
         return await self.life
 
 
