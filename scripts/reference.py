@@ -15,24 +15,24 @@ REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 
 def cli() -> str:
     """Every command with its usage, options and examples, as its own help has them."""
-    from nex.cli.main import main
+    from nex.cli.main import cli as top
 
     lines = ["# Commands", "", "Rendered from the code by `scripts/reference --write`.", ""]
-    for path, command in _walk("nex", main):
-        context = click.Context(command, info_name=path, terminal_width=100, max_content_width=100)
-        text = re.sub(r"[ \t]+$", "", command.get_help(context), flags=re.MULTILINE)
-        lines += [f"## {path}", "", "```text", text, "```", ""]
+    for context in _walk("nex", top, None):
+        text = re.sub(r"[ \t]+$", "", context.command.get_help(context), flags=re.MULTILINE)
+        lines += [f"## {context.command_path}", "", "```text", text, "```", ""]
     return "\n".join(lines)
 
 
-def _walk(path: str, command: click.Command) -> Iterator[tuple[str, click.Command]]:
-    yield path, command
+def _walk(name: str, command: click.Command, parent: click.Context | None) -> Iterator[click.Context]:
+    settings = {**command.context_settings, "terminal_width": 100, "max_content_width": 100}
+    context = click.Context(command, info_name=name, parent=parent, **settings)
+    yield context
     if isinstance(command, click.Group):
-        context = click.Context(command, info_name=path)
-        for name in sorted(command.list_commands(context)):
-            below = command.get_command(context, name)
+        for word in command.list_commands(context):
+            below = command.get_command(context, word)
             if below is not None and not below.hidden:
-                yield from _walk(f"{path} {name}", below)
+                yield from _walk(word, below, context)
 
 
 def config() -> str:

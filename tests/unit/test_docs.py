@@ -1,0 +1,56 @@
+"""The documents tell the truth about the code, and point at pages that exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted(
+    ROOT / name
+    for name in subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+)
+_spec = importlib.util.spec_from_file_location("reference", ROOT / "scripts" / "reference.py")
+assert _spec is not None
+assert _spec.loader is not None
+reference = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(reference)
+
+
+@pytest.mark.parametrize("name", sorted(reference.PAGES))
+def test_reference_is_what_the_code_says(name: str) -> None:
+    page = (ROOT / "docs" / "reference" / name).read_text()
+    assert page == reference.PAGES[name](), "run scripts/reference --write"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), f"{page.name} points at {target}"
+
+
+def test_dependencies_are_explained() -> None:
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    explained = (ROOT / "docs" / "contributing" / "dependencies.md").read_text()
+    groups = [g for group in project["dependency-groups"].values() for g in group if isinstance(g, str)]
+    for requirement in [*project["project"]["dependencies"], *groups]:
+        name = re.split(r"[<>=~!\[ ]", requirement)[0]
+        assert name in explained, f"{name} is not in dependencies.md"
+
+
+def test_configuration_keys_in_how_to_guides_exist() -> None:
+    from nex.node.config import KEYS
+
+    names = {key.name for key in KEYS} | {key.name.partition(".")[0] for key in KEYS}
+    for page in (ROOT / "docs" / "howto").glob("*.md"):
+        for name in re.findall(r"`((?:workload_limits|node_limits|leafnode|machine_template)\.\w+)`", page.read_text()):
+            assert name in names, f"{page.name} names {name}"
