@@ -9,11 +9,11 @@ from abc import abstractmethod
 import msgspec
 
 from nex.errors import CallFailed, CallTooLarge
-from nex.processes import Exit
+from nex.processes import Child, Exit
 from nex.providers.base import Function, Invocation, Log, Result, Workload
 from nex.providers.frames import Kind
 from nex.providers.texts import log_text, safe_text
-from nex.providers.workers import Launched, WorkerPool
+from nex.providers.workers import WorkerPool
 
 __all__ = ["PooledFunction"]
 
@@ -32,7 +32,7 @@ class PooledFunction(Function):
         self._pool = WorkerPool(self._launch, self._load, limits=workload.limits, log=log)
 
     @abstractmethod
-    def _launch(self, sock: socket.socket) -> Launched:
+    def _launch(self, sock: socket.socket) -> Child:
         """Start a worker process at the other end of ``sock``."""
 
     @abstractmethod

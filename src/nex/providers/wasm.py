@@ -19,7 +19,7 @@ from nex.errors import StartError
 from nex.processes import Child
 from nex.providers.pooled import PooledFunction
 from nex.providers.wasm_worker import compile_artifact, serve
-from nex.providers.workers import Launched, WorkerPool
+from nex.providers.workers import WorkerPool
 
 __all__ = ["WasmProvider"]
 
@@ -57,10 +57,10 @@ class WasmProvider(PooledFunction):
     def _load(self) -> tuple[bytes, bytes]:
         return b"", b""  # a fork has everything it needs
 
-    def _launch_compiler(self, sock: socket.socket) -> Launched:
+    def _launch_compiler(self, sock: socket.socket) -> Child:
         artifact, code, limits = self.workload.artifact, self._code, self._limits
-        return Launched(Child.fork(lambda: compile_artifact(sock, artifact, code, limits), keep_fds=[sock.fileno()]))
+        return Child.fork(lambda: compile_artifact(sock, artifact, code, limits), keep_fds=[sock.fileno()])
 
-    def _launch(self, sock: socket.socket) -> Launched:
+    def _launch(self, sock: socket.socket) -> Child:
         code, environment, limits = self._code, self.workload.environment, self._limits
-        return Launched(Child.fork(lambda: serve(sock, code, environment, limits), keep_fds=[sock.fileno()]))
+        return Child.fork(lambda: serve(sock, code, environment, limits), keep_fds=[sock.fileno()])

@@ -5,18 +5,17 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-from dataclasses import dataclass
 from typing import Protocol
 
 from nex.errors import CallFailed, CallTimedOut, StartError, WorkloadError
-from nex.processes import Child, Exit, LineReader
+from nex.processes import Child, Exit
 from nex.protocol.agent import Limits
 from nex.providers.base import Log
 from nex.providers.frames import Frame, FrameError, FrameReader, Kind, encode
 from nex.providers.texts import log_text
 from nex.tasks import TaskOwner
 
-__all__ = ["Launched", "Owner", "Worker"]
+__all__ = ["Owner", "Worker"]
 
 _READ_BYTES = 256 * 1024
 _BEYOND_RESULT_BYTES = 1024 * 1024  # what a frame may hold beside a result: headers, an error's text, a log entry
@@ -24,14 +23,6 @@ _TERM_S = 1.0
 _CRASHES = frozenset({signal.SIGTRAP, signal.SIGILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS})
 _AFTER_LOAD = frozenset({Kind.READY, Kind.FAILED})
 _AFTER_CALL = frozenset({Kind.RESULT, Kind.FAILED, Kind.TOO_LARGE})
-
-
-@dataclass(frozen=True, slots=True)
-class Launched:
-    """A process that has just been started; ``stderr`` is the reading end of what it prints, if anybody cares."""
-
-    child: Child
-    stderr: int | None = None
 
 
 class Owner(Protocol):
@@ -54,10 +45,10 @@ class Worker:
     It is killed when it overruns a deadline, breaks the protocol or closes its socket, and is of no use then.
     """
 
-    def __init__(self, owner: Owner, launched: Launched, sock: socket.socket) -> None:
+    def __init__(self, owner: Owner, child: Child, sock: socket.socket) -> None:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
-        self._child = launched.child
+        self._child = child
         self._sock = sock
         self._fd = sock.fileno()
         self._reader = FrameReader(owner.limits.result_bytes + _BEYOND_RESULT_BYTES)
@@ -66,11 +57,8 @@ class Worker:
         self._done: asyncio.Future[Frame] | None = None
         self._deadline = 0.0
         self._alarm: asyncio.TimerHandle | None = None
-        self._stderr: LineReader | None = None
         self._loaded = False
         self._dead = False
-        if launched.stderr is not None:
-            self._stderr = LineReader(launched.stderr, lambda line: owner.log("DEBUG", line))
         sock.setblocking(False)
         self._loop.add_reader(self._fd, self._readable)
 
@@ -208,8 +196,6 @@ class Worker:
 
     async def _bury(self, done: asyncio.Future[Frame] | None) -> None:
         exited = await self._child.stop(_TERM_S)
-        if self._stderr is not None:
-            self._stderr.close()
         if done is not None and not done.done():
             text = self._epitaph(exited)
             done.set_exception(CallFailed(text) if self._loaded else StartError(text))

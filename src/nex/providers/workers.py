@@ -14,14 +14,15 @@ from functools import partial
 from typing import NamedTuple
 
 from nex.errors import CallError, CallFailed, CallOverloaded, StartError, WorkloadError
+from nex.processes import Child
 from nex.protocol.agent import Limits
 from nex.providers.base import Log
 from nex.providers.frames import Frame, Kind
 from nex.providers.texts import log_text, safe_text
-from nex.providers.worker import Launched, Worker
+from nex.providers.worker import Worker
 from nex.tasks import TaskOwner
 
-__all__ = ["Launched", "WorkerPool"]
+__all__ = ["WorkerPool"]
 
 _SHRINK_S = 10.0
 
@@ -47,7 +48,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        launch: Callable[[socket.socket], Launched],
+        launch: Callable[[socket.socket], Child],
         load: Callable[[], tuple[bytes, bytes]],
         *,
         limits: Limits,
@@ -152,13 +153,13 @@ class WorkerPool:
     def _grow(self) -> asyncio.Future[Frame]:
         ours, theirs = socket.socketpair()
         try:
-            launched = self._launch(theirs)
+            child = self._launch(theirs)
         except OSError as error:
             ours.close()
-            raise StartError(f"the function's process cannot be started: {error.strerror}") from error
+            raise StartError(f"the function's process cannot be started: {error.strerror or error}") from error
         finally:
             theirs.close()
-        worker = Worker(self, launched, ours)
+        worker = Worker(self, child, ours)
         self._workers.add(worker)
         done: asyncio.Future[Frame] = self._loop.create_future()
         done.add_done_callback(partial(self._on_load, worker))

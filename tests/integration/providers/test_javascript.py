@@ -33,6 +33,8 @@ def run(tmp_path: Path) -> Runner:
         pytest.param(
             "const text = `\nexport default 1`;\n() => text.length", "17", id="script with export in a string"
         ),
+        pytest.param("enum A { B }\nconst f = <T,>(x: T): T => x;\n(s) => [f(A.B)]", "[0]", id="enum in a script"),
+        pytest.param("let s: string = '}';\n() => s + '{'", '"}{"', id="braces in strings"),
         pytest.param("export default (s) => s", "a.b", id="module"),
         pytest.param("export default async function (s) { return s + '!' }", "a.b!", id="async module"),
         pytest.param("const f = s => [s]; export { f as default }", '["a.b"]', id="module exporting by name"),
@@ -205,6 +207,8 @@ async def test_errors_in_timers_are_logged(run: Runner) -> None:
         ("let x = 1;\nlet y = 1 2;", r"SyntaxError: .* \(line 2, column 11\)"),
         ("export default (a) =>\n  { return a b }", r"SyntaxError: .* \(line 2, column 14\)"),
         ("export default (a: string) => {\n let b: = 1 }", r"SyntaxError: .* \(line 2, column \d+\)"),
+        ("}; globalThis.x = 1; {", r"SyntaxError: .*"),
+        ("return (a: string) => a", r"SyntaxError: .*"),
         ("(a) => {", r"SyntaxError: .* \(line 1, column \d+\)"),
         ("42", "the script's value is not a function"),
         ("var f = () => 1", "the script's value is not a function"),

@@ -197,6 +197,7 @@ async def test_files_of_the_agent_are_not_inherited(run: Runner, tmp_path: Path)
             names = {pair.split(b"=")[0] for pair in environment if pair}
             assert names == {
                 b"DENO_DIR",
+                b"DENO_EMIT_CACHE_MODE",
                 b"DENO_NO_UPDATE_CHECK",
                 b"NO_COLOR",
             }

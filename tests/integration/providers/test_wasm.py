@@ -199,7 +199,7 @@ async def test_what_does_not_start_says_why(tmp_path: Path, content: bytes | str
 async def test_a_memory_that_is_not_exported_counts_too(run: Runner) -> None:
     text = f"(module {MEMORY} (memory 200) {START})"
     async with run(bytes(wasmtime.wat2wasm(text)), limits=Limits(memory_bytes=8 * MIB)) as call:
-        with pytest.raises(CallFailed, match="memory|memories"):
+        with pytest.raises(CallFailed, match=r"memory|memories"):
             await call()
 
 

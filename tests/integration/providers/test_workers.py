@@ -17,7 +17,7 @@ from nex.protocol.agent import Limits
 from nex.providers import workers
 from nex.providers.frames import Frame, FrameReader, Kind, encode
 from nex.providers.worker import Worker
-from nex.providers.workers import Launched, WorkerPool
+from nex.providers.workers import WorkerPool
 from nex.testing.provider_contract import LogLines
 
 Behaviour = Callable[[socket.socket, Frame], None]
@@ -60,8 +60,8 @@ def serve(sock: socket.socket, behaviour: Behaviour) -> None:
 
 
 def make_pool(lines: LogLines, behaviour: Behaviour = obey, limits: Limits | None = None) -> WorkerPool:
-    def launch(sock: socket.socket) -> Launched:
-        return Launched(Child.fork(lambda: serve(sock, behaviour), keep_fds=[sock.fileno()]))
+    def launch(sock: socket.socket) -> Child:
+        return Child.fork(lambda: serve(sock, behaviour), keep_fds=[sock.fileno()])
 
     return WorkerPool(launch, lambda: (b"", b""), limits=limits or Limits(timeout_s=1.0), log=lines)
 
@@ -190,12 +190,12 @@ async def test_a_function_that_cannot_be_started_again_says_so() -> None:
     """Its calls fail at once, and each tries again; there is no endless round of starting."""
     starts = 0
 
-    def launch(sock: socket.socket) -> Launched:
+    def launch(sock: socket.socket) -> Child:
         nonlocal starts
         starts += 1
         first = starts == 1
         main = (lambda: serve(sock, obey)) if first else (lambda: os._exit(9))
-        return Launched(Child.fork(main, keep_fds=[sock.fileno()]))
+        return Child.fork(main, keep_fds=[sock.fileno()])
 
     pool = WorkerPool(launch, lambda: (b"", b""), limits=Limits(timeout_s=1.0), log=LogLines())
     await pool.start()
@@ -209,7 +209,7 @@ async def test_a_function_that_cannot_be_started_again_says_so() -> None:
 
 
 async def test_a_process_that_cannot_be_made() -> None:
-    def launch(_sock: socket.socket) -> Launched:
+    def launch(_sock: socket.socket) -> Child:
         raise OSError(11, "Resource temporarily unavailable")
 
     pool = WorkerPool(launch, lambda: (b"", b""), limits=Limits(), log=LogLines())

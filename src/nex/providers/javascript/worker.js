@@ -156,28 +156,32 @@ function compiles(source) {
   return true;
 }
 
-/** The JavaScript of a classic script written in TypeScript, or null. Must come before `install`. */
-async function stripTypes(source) {
-  if (/^\s*(import|export)\b/m.test(source)) return null;
-  const { stripTypeScriptTypes } = await import('node:module');
-  try {
-    const stripped = stripTypeScriptTypes(source);
-    return compiles(stripped) ? stripped : null;
-  } catch {
-    return null;
-  }
-}
-
 const { createObjectURL, revokeObjectURL } = URL;
 
 async function importAs(type, source, name) {
   const url = createObjectURL(new Blob([source], { type }));
   const before = hide;
-  hide = (text) => before(text).replaceAll(url, name);
+  hide = (text) => before(text).replaceAll(url, name); // for good: errors of user code may name it at any time
   try {
     return await import(url);
   } finally {
     revokeObjectURL(url);
+  }
+}
+
+/**
+ * The JavaScript of a classic script written in TypeScript, or null. Deno translates modules only, so we hand it one
+ * that holds the script in a function, which nobody calls, and take the function's text.
+ */
+async function stripTypes(source, name) {
+  if (/^\s*(import|export)\b/m.test(source)) return null;
+  try {
+    const module = await importAs('application/typescript', `export default (function () {\n${source}\n})`, name);
+    const text = String(module.default);
+    const body = text.slice(text.indexOf('{') + 1, text.lastIndexOf('}'));
+    return compiles(body) ? body : null;
+  } catch {
+    return null;
   }
 }
 
@@ -204,9 +208,9 @@ function loadScript(source, name) {
 
 async function load(source, { name, environment }) {
   hide = (text) => text.replaceAll(`file:///${name}`, name);
-  const script = compiles(source) ? source : await stripTypes(source);
-  isScript = script !== null;
   const env = install(environment);
+  const script = compiles(source) ? source : await stripTypes(source, name);
+  isScript = script !== null;
   return [isScript ? loadScript(script, name) : await loadModule(source, name), env];
 }
 
@@ -258,7 +262,7 @@ async function main() {
       let subject = decoder.decode(frame.head), context = plain;
       const cut = subject.indexOf('\0');
       if (cut >= 0) {
-        context = { headers: parse(subject.slice(cut + 1)), env };
+        context = { headers: { __proto__: null, ...parse(subject.slice(cut + 1)) }, env };
         subject = subject.slice(0, cut);
       }
       let value = fn.call(globalThis, subject, frame.body, context);
