@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nex.processes import Child, Exit, LineReader
+from nex.security.keys import SigningKey, write_seed
 
 NEX = Path(sysconfig.get_path("scripts")) / "nex"
 PATIENCE_S = 60.0
@@ -153,6 +154,10 @@ class Nex:
         workload = (await self.ok("devrun", *args, "--json")).json["workload"]
         assert isinstance(workload, dict)
         return workload
+
+    def make_issuer(self) -> None:
+        """Give the developer a key before the first deploy would."""
+        write_seed(self.home / ".nex" / "issuer.nk", SigningKey.create("account").seed())
 
     async def close(self) -> None:
         """End what still runs."""

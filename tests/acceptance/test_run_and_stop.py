@@ -75,7 +75,15 @@ async def test_only_the_issuer_stops_a_workload(nex: Nex, node: Running, example
     assert (await nex.ok("stop", "echojs", "--json")).json["stopped"][0]["id"] == workload["id"]
 
 
+async def test_a_stop_makes_no_key(nex: Nex, node: Running, examples: Examples) -> None:
+    await nex.deploy(examples.script)
+    (nex.home / ".nex" / "issuer.nk").unlink()
+    result = await nex("stop", "echojs")
+    assert (result.code, "issuer.nk: No such file" in result.err) == (2, True)
+
+
 async def test_what_is_not_there_is_exit_code_4(nex: Nex, node: Running) -> None:
+    nex.make_issuer()
     nobody = "N" + "A" * 55
     for args in (
         ["stop", "nothing"],
@@ -104,7 +112,7 @@ async def test_no_server_is_exit_code_5(nex: Nex, examples: Examples) -> None:
         result = await nex(*args)
         assert result.code == 5, result
         assert result.err.startswith("nex: no NATS server at nats://127.0.0.1:9"), result.err
-        assert result.err.count("\n") == 0
+        assert len(result.err.splitlines()) == 1
 
 
 async def test_no_answer_is_exit_code_6(nex: Nex, connection: Connection) -> None:

@@ -27,6 +27,7 @@ from nex.errors import (
     ClaimsError,
     DeadlineError,
     KeyFormatError,
+    MachineError,
     NexError,
     NotFoundError,
     RefusedError,
@@ -86,6 +87,9 @@ def report(error: BaseException, *, stream: TextIO, as_json: bool, debug: bool) 
 
 def _describe(error: BaseException, *, debug: bool) -> tuple[str, str]:
     match error:
+        case MachineError() if error.console and not debug:
+            last = error.console.rstrip().rpartition("\n")[2]
+            return error.code, f"{str(error).partition('; it printed: ')[0]}; it printed last: {_one_line(last)}"
         case NexError():
             return error.code, str(error)
         case click.exceptions.NoArgsIsHelpError():

@@ -8,7 +8,10 @@ from pathlib import Path
 from nex.security.keys import SigningKey, exposure, read_seed, write_seed
 from nex.security.xkeys import CurveKey
 
-__all__ = ["DeveloperKeys", "default_folder", "read_issuer", "read_publisher"]
+__all__ = ["ISSUER_FILE", "PUBLISHER_FILE", "DeveloperKeys", "default_folder", "read_issuer", "read_publisher"]
+
+ISSUER_FILE = "issuer.nk"
+PUBLISHER_FILE = "publisher.xk"
 
 Remark = Callable[[str], None]
 
@@ -32,14 +35,14 @@ class DeveloperKeys:
             KeyFormatError: the file holds no seed.
             UsageError: the file cannot be read or written.
         """
-        path = self._folder / "issuer.nk"
+        path = self._folder / ISSUER_FILE
         if not path.exists():
             self._make(path, "issuer account key", SigningKey.create("account").seed())
         return read_issuer(path, self._remark)
 
     def publisher(self) -> CurveKey:
         """The key that seals; made if it is not there. Errors as `issuer`."""
-        path = self._folder / "publisher.xk"
+        path = self._folder / PUBLISHER_FILE
         if not path.exists():
             self._make(path, "publisher xkey", CurveKey.create().seed())
         return read_publisher(path, self._remark)

@@ -66,6 +66,12 @@ def test_of_a_group_the_telling_one_is_reported() -> None:
     assert report(ExceptionGroup("outer", [ValueError("x")]))[0] == 1
 
 
+def test_of_a_console_the_last_line_is_enough() -> None:
+    error = nex_errors.MachineError("the machine ended", console="Traceback\n  File x\nOSError: no room\n")
+    assert report(error) == (1, "nex: the machine ended; it printed last: OSError: no room\n")
+    assert "File x" in report(error, debug=True)[1]
+
+
 def test_interruption_is_silent() -> None:
     assert report(click.Abort()) == (130, "")
     assert report(KeyboardInterrupt()) == (130, "")

@@ -80,13 +80,13 @@ async def _devrun(
         environment=parse_environment(environment),
         description=DESCRIPTION,
     )
-    if order.trigger_subjects and not flags.triggers:
-        out.remark(f"No trigger subject was given; the function is called at its name, {order.name}")
     keys = DeveloperKeys(default_folder(), out.remark)
     async with open_session(chosen) as session:
         signer = Signer(keys.issuer(), keys.publisher())
         order = replace(order, jsdomain=session.domain)
         await _deploy(session, artifact, order, signer, stop=stop, max_bytes=max_bytes)
+        if order.trigger_subjects and not flags.triggers:
+            out.remark(f"No trigger subject was given; the function is called at its name, {order.name}")
 
 
 async def _deploy(

@@ -6,15 +6,13 @@ from pathlib import Path
 
 import click
 
-from nex.cli.command import command, options, output, run
+from nex.cli.command import command, options, run
 from nex.cli.options import Options
-from nex.cli.output import Output
 from nex.cli.session import open_session
 from nex.client.client import Client, Located
-from nex.client.keys import DeveloperKeys, default_folder, read_issuer
+from nex.client.keys import ISSUER_FILE, default_folder, read_issuer
 from nex.errors import NotFoundError, UsageError
 from nex.protocol.control import WorkloadSummary
-from nex.security.keys import SigningKey
 
 __all__ = ["stop"]
 
@@ -48,25 +46,23 @@ def stop(target: str, workload_id: str, name: str, issuer: Path | None, every: b
     chosen = options()
     if name and not workload_id:
         raise UsageError("--name goes with NODE WORKLOAD_ID", hint="give the name or the id alone: nex stop NAME_OR_ID")
-    out = output(chosen)
-    key = read_issuer(issuer, out.remark) if issuer else DeveloperKeys(default_folder(), out.remark).issuer()
-    run(_stop(chosen, out, target, workload_id, name=name, key=key, every=every))
+    path = issuer or default_folder() / ISSUER_FILE
+    run(_stop(chosen, target, workload_id, name=name, issuer=path, every=every))
 
 
-async def _stop(
-    chosen: Options, out: Output, target: str, workload_id: str, *, name: str, key: SigningKey, every: bool
-) -> None:
+async def _stop(chosen: Options, target: str, workload_id: str, *, name: str, issuer: Path, every: bool) -> None:
     async with open_session(chosen) as session:
-        if workload_id:
-            found = [await _on_node(session.client, target, workload_id, name)]
-        else:
-            found = await session.client.find_workloads(target)
+        client, out = session.client, session.out
+        found = (
+            [await _on_node(client, target, workload_id, name)] if workload_id else await client.find_workloads(target)
+        )
         if len(found) > 1 and not every:
             where = ", ".join(f"{w.workload.id} on {w.node_name or w.node_id}" for w in found)
             raise UsageError(f"{len(found)} workloads are called {target}: {where}", hint="give the id, or --all")
+        key = read_issuer(issuer, out.remark)
         stopped = []
         for one in found:
-            await session.client.stop(one.node_id, one.workload.id, name=one.workload.name, issuer=key)
+            await client.stop(one.node_id, one.workload.id, name=one.workload.name, issuer=key)
             stopped.append({"id": one.workload.id, "name": one.workload.name, "node_id": one.node_id})
         text = "\n".join(f"Stopped {one['name']} ({one['id']})" for one in stopped)
         out.result({"stopped": stopped}, text)
