@@ -11,12 +11,10 @@ A run that ends with an exit code other than 0, or traps, has failed.
 
 from __future__ import annotations
 
-import hashlib
 import socket
-from pathlib import Path
 
-from nex.errors import StartError
-from nex.processes import Child
+from nex.processes import Child, Exit
+from nex.providers.base import Log, Workload
 from nex.providers.pooled import PooledFunction
 from nex.providers.wasm_worker import compile_artifact, serve
 from nex.providers.workers import WorkerPool
@@ -29,23 +27,13 @@ _COMPILE_TIMEOUT_S = 60.0
 class WasmProvider(PooledFunction):
     """Runs a WebAssembly function."""
 
+    def __init__(self, workload: Workload, log: Log) -> None:
+        super().__init__(workload, log)
+        # Native code, made here and for us only: code from elsewhere would run with all our rights.
+        self._code = workload.folder / "function.cwasm"
+
     async def start(self) -> None:
-        """As the seam says. The module is compiled once, in a process of its own."""
-        self._code = self._compiled_file()
-        if not self._code.exists():
-            await self._compile()
-        await super().start()
-
-    def _compiled_file(self) -> Path:
-        """Where the native code of this very artifact is or will be, in the folder that is ours alone."""
-        try:
-            with self.workload.artifact.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise StartError(f"the artifact cannot be read: {error.strerror}") from error
-        return self.workload.folder / f"{digest}.cwasm"
-
-    async def _compile(self) -> None:
+        """As the seam says. The module is compiled once, in a process of its own, for all workers there will be."""
         compiler = WorkerPool(
             self._launch_compiler, self._load, limits=self._limits, log=self.log, load_timeout_s=_COMPILE_TIMEOUT_S
         )
@@ -53,6 +41,14 @@ class WasmProvider(PooledFunction):
             await compiler.start()
         finally:
             await compiler.stop(0)
+        await super().start()
+
+    async def stop(self, grace_s: float) -> Exit:
+        """As the seam says."""
+        try:
+            return await super().stop(grace_s)
+        finally:
+            self._code.unlink(missing_ok=True)
 
     def _load(self) -> tuple[bytes, bytes]:
         return b"", b""  # a fork has everything it needs

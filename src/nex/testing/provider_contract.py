@@ -241,6 +241,7 @@ class FunctionContract(_Contract):
         with pytest.raises(CallFailed):
             await function.call(Invocation("s", b"echo:late"))
         assert await function.stop(5) == Exit(0)
+        assert list(workload.folder.iterdir()) == []
 
     async def test_stop_does_not_wait_for_ever(
         self, provider: type[Function], workload: Workload, lines: LogLines

@@ -11,6 +11,7 @@ import wasmtime
 
 from nex.errors import CallFailed, CallTimedOut, CallTooLarge, StartError
 from nex.protocol.agent import Limits
+from nex.providers.base import Invocation
 from nex.providers.wasm import WasmProvider
 from nex.testing.examples import build_examples
 from nex.testing.provider_contract import LogLines
@@ -203,14 +204,18 @@ async def test_a_memory_that_is_not_exported_counts_too(run: Runner) -> None:
             await call()
 
 
-async def test_it_is_compiled_once(tmp_path: Path) -> None:
-    workload = make_workload(tmp_path, module(""))
-    functions = [WasmProvider(workload, LogLines()) for _ in range(2)]
-    stamps = []
-    for function in functions:
-        await function.start()
-        (code,) = workload.folder.iterdir()
-        stamps.append(code.stat())
-        await function.stop(0)
-    assert stamps[0].st_ino == stamps[1].st_ino
-    assert stamps[0].st_mode & 0o077 == 0
+async def test_it_is_compiled_once(tmp_path: Path, obedient_wasm: Path) -> None:
+    """What replaces a worker runs the same code; nobody else can read it, and it goes with the function."""
+    workload = make_workload(tmp_path, obedient_wasm.read_bytes())
+    function = WasmProvider(workload, LogLines())
+    await function.start()
+    (code,) = workload.folder.iterdir()
+    before, pids = code.stat(), function.pids
+    with pytest.raises(CallTimedOut):
+        await function.call(Invocation("s", b"spin"))
+    assert (await function.call(Invocation("s", b"echo:x"))).payload == b"x"
+    assert function.pids != pids
+    assert (code.stat().st_ino, code.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert before.st_mode & 0o077 == 0
+    await function.stop(0)
+    assert not code.exists()
