@@ -14,7 +14,8 @@ import msgspec
 
 from nex.protocol.agent import Limits
 from nex.providers.frames import Frame, FrameReader, Kind, encode
-from nex.providers.wasm_run import OutputTooLarge, ProgramFailed, WasmProgram, compile_module, make_engine
+from nex.providers.wasm_module import compile_module, make_engine
+from nex.providers.wasm_run import OutputTooLarge, ProgramFailed, WasmProgram
 
 __all__ = ["compile_artifact", "header_variables", "serve"]
 
