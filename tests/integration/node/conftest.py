@@ -163,13 +163,13 @@ class Driven:
                         return
                 await self.client.flush()
 
-    def kill_machines(self, *, busy: bool) -> int:
-        """KILL the agents of the machines that have a workload, or of those that wait for one. Returns how many."""
+    def kill_machines(self, *, busy: bool, sig: int = signal.SIGKILL) -> int:
+        """Send a signal to the agents that have a workload, or to those that wait for one; tells how many."""
         folder = self.config.state_dir / "driver" / "machines"
         killed = 0
         for path in (self.config.state_dir / "machines").glob("*.json"):
             if (folder / path.stem / "artifact").exists() == busy:
-                os.kill(msgspec.json.decode(path.read_bytes(), type=Handle).data["pid"], signal.SIGKILL)
+                os.kill(msgspec.json.decode(path.read_bytes(), type=Handle).data["pid"], sig)
                 killed += 1
         return killed
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from nex.errors import MachineError, RefusedError, UnreachableError, UsageError
+from nex.node import machines, node
 from nex.security.claims import sign_stop
 from nex.testing.servers import public_server
 from nex.transport.connection import Connection
@@ -161,3 +162,36 @@ async def test_the_driver_must_do_what_no_sandbox_says(start: Start) -> None:
     with pytest.raises(UsageError, match="do not isolate"):
         async with start(no_sandbox=False):
             pass
+
+
+async def test_a_silent_agent_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "_PING_EVERY_S", 0.2)
+    async with start(agent_ping_timeout_ms=200) as driven:
+        await driven.deploy(await driven.request())
+
+        driven.kill_machines(busy=True, sig=signal.SIGSTOP)
+        await driven.heard.wait_event("workload_deployed", 2)
+
+        await driven.answers("fn.echo")
+
+
+async def test_heartbeats(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "_HEARTBEAT_S", 0.1)
+    async with start(nexus="lab") as driven:
+        beat, *_ = await driven.heard.wait_event("heartbeat", 2)
+
+    assert beat["node_id"] == driven.face.id
+    assert (beat["nexus"], beat["running_machines"], beat["tags"]["node_name"]) == ("lab", 0, "one")
+    event = next(event for event in driven.heard.events if event.type == "heartbeat")
+    assert event.source == driven.face.id
+
+
+async def test_a_pool_of_several_serves_deploys_at_once(start: Start) -> None:
+    async with start(machine_pool_size=3) as driven:
+        wanted = [await driven.request(name=f"f{index}") for index in range(6)]
+
+        replies = await asyncio.gather(*map(driven.deploy, wanted))
+
+        assert len({reply.id for reply in replies}) == 6
+        answers = await asyncio.gather(*(driven.call(f"fn.f{index}") for index in range(6)))
+        assert [answer.headers for answer in answers] == [None] * 6
