@@ -13,6 +13,7 @@ from pathlib import Path
 from nex.errors import NexError, RefusedError
 from nex.node.policy import Order, check_hash
 from nex.protocol.ids import new_id
+from nex.telemetry.logs import Log
 from nex.transport.connection import Connection
 from nex.transport.objects import ObjectStore, go_text
 
@@ -21,6 +22,7 @@ __all__ = ["Admit", "Artifact", "Artifacts"]
 Admit = Callable[[int], None]
 """Is told the size of an artifact before it is fetched; refuses it by raising `RefusedError`."""
 
+_log = Log("node.artifacts")
 _MIB = 1024 * 1024
 
 
@@ -44,6 +46,7 @@ class Artifacts:
         self._stores: dict[str, ObjectStore] = {}
         self._fetching: dict[str, asyncio.Lock] = {}
         self._used: Counter[str] = Counter()
+        self._verified: set[str] = set()
         self._disk = asyncio.Lock()
 
     async def take(self, order: Order, admit: Admit, *, known: str = "") -> Artifact:
@@ -83,6 +86,10 @@ class Artifacts:
             except FileNotFoundError:
                 return None
             admit(size)
+            if digest not in self._verified and await asyncio.to_thread(_digest, path) != digest:
+                _log.warn("artifact_damaged", "an artifact on this disk is damaged and is fetched again", digest=digest)
+                return None
+            self._verified.add(digest)
             self._used[digest] += 1
         return Artifact(path, digest, size)
 
@@ -101,6 +108,7 @@ class Artifacts:
             async with self._disk:
                 await asyncio.to_thread(temporary.replace, self._folder / found.digest_hex)
                 self._used[found.digest_hex] += 1
+                self._verified.add(found.digest_hex)
         except RefusedError:
             raise
         except NexError as error:
@@ -134,14 +142,13 @@ class Artifacts:
             (self._folder / name).unlink(missing_ok=True)
             excess -= size
 
-    async def verify(self) -> None:
-        """Remove what an earlier run left half done, and what is not what its name says."""
-        await asyncio.to_thread(self._verify)
+    async def tidy(self) -> None:
+        """Remove what an earlier run left half done."""
+        await asyncio.to_thread(self._tidy)
 
-    def _verify(self) -> None:
-        for path in self._folder.iterdir():
-            if path.name.startswith(".") or _digest(path) != path.name:
-                path.unlink(missing_ok=True)
+    def _tidy(self) -> None:
+        for path in self._folder.glob(".*"):
+            path.unlink(missing_ok=True)
 
 
 def _touch(path: Path) -> int:

@@ -98,11 +98,11 @@ class Control:
         try:
             reply = await handler(msg)
         except NexError as error:
-            _log.info("request_refused", f"{msg.subject}: {error}")
+            _log.info("request_refused", f"refused {msg.subject}", reason=str(error))
             self._reply(kind, msg, Envelope.fail(kind, str(error)))
         except Exception as error:  # noqa: BLE001 - the edge: a request must not end the node
             error_id = secrets.token_hex(6)
-            _log.error("request_failed", f"{msg.subject}: {error!r}", error=error, error_id=error_id)
+            _log.error("request_failed", f"failed at {msg.subject}", error=error, error_id=error_id, what=repr(error))
             self._reply(kind, msg, Envelope.fail(kind, f"The node failed; its log says more under {error_id}"))
         else:
             if reply is not None:

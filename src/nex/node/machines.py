@@ -113,12 +113,10 @@ class MachinePool:
         try:
             link = await self._make()
         except NexError as error:
-            self._trouble = error
-            self._failures += 1
-            delay_s = backoff_s(self._failures - 1)
-            _log.error("machine_failed", f"a machine could not be made: {error}", retry_s=delay_s)
-            self._tried.set()
-            await asyncio.sleep(delay_s)
+            await self._boot_failed(error)
+        except Exception as error:  # noqa: BLE001 - a driver's fault must not end the pool, nor make it spin
+            self._bug("driver", error)
+            await self._boot_failed(MachineError(f"the driver failed: {type(error).__name__}"))
         else:
             self._trouble = None
             self._failures = 0
@@ -127,6 +125,14 @@ class MachinePool:
         finally:
             self._booting -= 1
             self._wake.set()
+
+    async def _boot_failed(self, error: NexError) -> None:
+        self._trouble = error
+        self._failures += 1
+        self._tried.set()
+        delay_s = backoff_s(self._failures - 1)
+        _log.error("machine_failed", f"a machine could not be made: {error}", retry_s=delay_s)
+        await asyncio.sleep(delay_s)
 
     async def _make(self) -> AgentLink:
         machine_id = new_id()
@@ -174,8 +180,8 @@ class MachinePool:
         link.has_ended()
         if link in self._warm:
             self._warm.remove(link)
-            await self.destroy(link)
             self._wake.set()
+            await self._destroy_anyway(link)
 
     async def run_pings(self) -> None:
         """Destroy machines whose agents have fallen silent; ends only by cancellation."""
@@ -189,13 +195,18 @@ class MachinePool:
     async def _ping(self, link: AgentLink) -> None:
         await link.ping(self._config.agent_ping_timeout_ms / 1000)
         if link.missed_pings == _MISSED_PINGS:
-            _log.error("agent_silent", f"an agent left {_MISSED_PINGS} pings unanswered; its machine is destroyed")
-            await link.machine.destroy()
+            text = f"an agent left {_MISSED_PINGS} pings unanswered; its machine is destroyed"
+            _log.error("agent_silent", text, machine=link.id)
+            await self._kill(link)
 
     # The end of machines
 
     async def destroy(self, link: AgentLink) -> None:
-        """Destroy a machine and whatever is known of it. Safe to call twice."""
+        """Destroy a machine and whatever is known of it. Safe to call twice.
+
+        Raises:
+            MachineError: something of it is left; the next start of the node tries again.
+        """
         known = self._links.pop(link.id, None) is not None
         link.release()
         self._plane.unlink(link)
@@ -210,8 +221,21 @@ class MachinePool:
         async with asyncio.TaskGroup() as group:
             for link in links:
                 link.given_up = True
-                group.create_task(link.machine.destroy())
+                group.create_task(self._kill(link))
         self._wake.set()
+
+    async def _kill(self, link: AgentLink) -> None:
+        """End a machine; whoever has it hears of that."""
+        try:
+            await link.machine.destroy()
+        except MachineError as error:
+            _log.error("machine_undead", f"a machine cannot be destroyed: {error}", machine=link.id)
+
+    async def _destroy_anyway(self, link: AgentLink) -> None:
+        try:
+            await self.destroy(link)
+        except MachineError as error:
+            _log.error("machine_undead", f"a machine cannot be destroyed: {error}", machine=link.id)
 
     async def reclaim(self) -> None:
         """Destroy what an earlier run of this node left."""
@@ -231,7 +255,7 @@ class MachinePool:
         await self._tasks.aclose()
         async with asyncio.TaskGroup() as group:
             for link in list(self._links.values()):
-                group.create_task(self.destroy(link))
+                group.create_task(self._destroy_anyway(link))
 
     def _bug(self, where: str, error: BaseException) -> None:
         _log.error("bug", f"{where} failed: {error!r}", error=error)

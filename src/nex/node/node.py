@@ -132,7 +132,7 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         budget_mib=config.artifact_cache_mib,
         allow_unverified=config.allow_unverified_artifacts,
     )
-    await artifacts.verify()
+    await artifacts.tidy()
     means = Means(
         config=config,
         xkey=xkey,

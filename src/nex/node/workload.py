@@ -91,6 +91,7 @@ class Workload:
         self._means = means
         self._admit = admit
         self._record = record
+        self._saved = bool(digest)
         self._artifact: Artifact | None = None
         self._state, self._first = lifecycle.begin(
             function=order.is_function, essential=order.request.essential, insistent=insistent
@@ -203,7 +204,8 @@ class Workload:
         if self._artifact is not None:
             await self._means.artifacts.release(self._artifact)
         if not self.started.done():
-            self.started.set_exception(RefusedError(_STOPPED_EARLY))
+            text = _STOPPED_EARLY if self.trouble is None else "The node failed; its log says more"
+            self.started.set_exception(RefusedError(text))
             self.started.exception()
         self.gone.set()
 
@@ -257,12 +259,13 @@ class Workload:
             await self._route.attach(link)
 
     async def _save(self) -> None:
-        if not self._record:
+        if not self._record or self._saved:
             return
         deployment = Deployment(
             workload_id=self.id, namespace=self.order.namespace, digest=self.digest, request=self.order.raw
         )
         await asyncio.to_thread(self._means.state.save_deployment, deployment)
+        self._saved = True
 
     def _request(self, link: AgentLink, direct: bool) -> StartRequest:
         order, request = self.order, self.order.request

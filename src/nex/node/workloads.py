@@ -42,6 +42,7 @@ class Workloads:
         self._empty = asyncio.Event()
         self._empty.set()
         self.lameduck = False
+        self._closing = False
 
     # Looking
 
@@ -64,6 +65,8 @@ class Workloads:
         Raises:
             RefusedError: with the reason; nothing of the workload is left.
         """
+        if self._closing:
+            raise RefusedError("Node is stopping. Workload deploy request denied")
         order = self._check(raw, namespace=namespace, now=time.time())
         return await self._begin(order, record=self._config.restore)
 
@@ -141,7 +144,8 @@ class Workloads:
             workload.go_lame()
 
     async def stop_all(self, *, keep: bool) -> None:
-        """Stop every workload. ``keep`` the records, so that they come back with the node."""
+        """Stop every workload and take no more. ``keep`` the records, so that they come back with the node."""
+        self._closing = True
         for workload in self._all.values():
             workload.want_stop(keep=keep)
         await self._empty.wait()
