@@ -113,6 +113,19 @@ async def test_what_cannot_be_deployed_is_told_before_anything_starts(nex: Nex, 
     assert not (nex.home / ".local").exists()
 
 
+async def test_a_second_ctrl_c_does_not_wait(nex: Nex, function: Path) -> None:
+    save(function, "(s, p) => { console.log('called'); while (true) {} }")
+    dev = nex.start("dev", function, "--time-limit", "50s")
+    server = (await dev.out.find("^Server")).split()[1]
+    await dev.out.find("^Deployed")
+    async with await Connection.open(ConnectOptions(servers=(server,))) as connection:
+        await connection.publish("hellojs")
+        await dev.out.find("called")
+        dev.child.signal(signal.SIGINT)
+        await dev.err.find("^Stopping")
+        assert (await dev.interrupt()).code == 130
+
+
 async def test_nothing_outlives_a_killed_dev(nex: Nex, function: Path) -> None:
     dev = nex.start("dev", function, "--json")
     await deployed(dev)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from nex.client.artifacts import Artifact
-from nex.errors import ArtifactError, NotFoundError, UsageError
+from nex.errors import ArtifactError, MessageError, NotFoundError, UsageError
 from nex.protocol.control import DeployRequest
 from nex.protocol.location import Location
 from nex.protocol.subjects import is_pattern
@@ -128,6 +128,8 @@ async def upload(
     try:
         if (await store.info(BUCKET, artifact.name)).digest_hex == artifact.digest:
             return False
+    except MessageError:
+        pass  # its description is damaged: putting it anew mends that
     except NotFoundError:
         await store.ensure_bucket(BUCKET, description=_BUCKET_DESCRIPTION, max_bytes=max_bytes)
     stored = await store.put(BUCKET, artifact.name, artifact.path, on_progress=on_progress)

@@ -109,7 +109,7 @@ def _state_home() -> Path:
 
 async def _dev(chosen: Options, plan: _Plan) -> int:
     record = Log("dev").debug
-    with _interrupts() as asked:
+    with _interrupts(Output(as_json=chosen.json)) as asked:
         async with embedded_server(plan.folder, plan.port, log=lambda line: record("nats_server", line)) as server:
             local = Options(
                 servers=(server.client_url,),
@@ -187,14 +187,16 @@ async def _show(out: Output, lines: AsyncIterator[watch.Line]) -> None:
 
 
 @contextmanager
-def _interrupts() -> Generator[asyncio.Event]:
+def _interrupts(out: Output) -> Generator[asyncio.Event]:
     """The first Ctrl-C or TERM sets the event; the second cancels the command."""
     loop = asyncio.get_running_loop()
     command_task = asyncio.current_task()
     asked = asyncio.Event()
 
     def interrupt() -> None:
-        if asked.is_set() and command_task is not None:
+        if not asked.is_set():
+            out.remark("Stopping; press Ctrl-C again not to wait")
+        elif command_task is not None:
             command_task.cancel()
         asked.set()
 
