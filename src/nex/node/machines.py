@@ -24,6 +24,7 @@ __all__ = ["MachinePool"]
 
 _log = Log("node.machines")
 _BOOTS_AT_ONCE = 4
+_REFILL_AFTER_S = 0.1
 _PING_EVERY_S = 5.0
 _MISSED_PINGS = 3
 _EMPTY = "Failed to get agent client from pool: no available agent client in pool"
@@ -45,6 +46,7 @@ class MachinePool:
         self._trouble: NexError | None = None
         self._tried = asyncio.Event()
         self._wake = asyncio.Event()
+        self._later: asyncio.TimerHandle | None = None
         self._tasks = TaskOwner("machines", self._bug)
 
     # The pool
@@ -62,7 +64,12 @@ class MachinePool:
                 self._tasks.start(self._boot(), name="boot")
 
     def refill(self) -> None:
-        """Machines have been taken: make others. Called when their taker is done, so as not to be in its way."""
+        """Machines have been taken: make others in a moment, so as not to be in the way of the first calls."""
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_REFILL_AFTER_S, self._refill_now)
+
+    def _refill_now(self) -> None:
+        self._later = None
         self._wake.set()
 
     async def wait_warm(self) -> None:
@@ -252,6 +259,8 @@ class MachinePool:
 
     async def close(self) -> None:
         """Destroy every machine. `run` must have ended."""
+        if self._later is not None:
+            self._later.cancel()
         await self._tasks.aclose()
         async with asyncio.TaskGroup() as group:
             for link in list(self._links.values()):

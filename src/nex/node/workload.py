@@ -117,8 +117,8 @@ class Workload:
 
     @property
     def is_listed(self) -> bool:
-        """Whether the world knows of it: it has started once, or did in an earlier run."""
-        return self._state.insistent
+        """Whether the world knows of it: it has started once, or did in an earlier run, and is not over."""
+        return self._state.insistent and self.phase is not Phase.GONE
 
     @property
     def is_healthy(self) -> bool:

@@ -55,6 +55,22 @@ async def test_successes_are_counted_not_told_one_by_one(driven: Driven) -> None
     assert all(event["elapsed_nanos"] > 0 and event["trigger_subject"] == "fn.echo" for event in told)
 
 
+async def test_many_failures_are_told_one_by_one_up_to_a_rate_and_then_counted(driven: Driven) -> None:
+    await driven.deploy(await driven.request(PARROT))
+
+    for _ in range(40):
+        await driven.call("fn.echo", b"throw")
+    async with asyncio.timeout(10), driven.heard.changed:
+        await driven.heard.changed.wait_for(
+            lambda: sum(event["count"] for event in driven.heard.of("function_exec_failed")) == 40
+        )
+
+    told = driven.heard.of("function_exec_failed")
+    assert len(told) < 40
+    assert [event["count"] for event in told[:5]] == [1] * 5
+    assert all(event["error"] for event in told)
+
+
 async def test_messages_that_want_no_answer_are_served(driven: Driven) -> None:
     await driven.deploy(await driven.request(b"(s, p) => { console.log('got ' + p.length) }"))
 
