@@ -103,7 +103,7 @@ def _check(fd: int, size: int, name: str) -> Program:
             raise StartError("the program is truncated: a segment lies outside the file")
         if segment.type == _PT_INTERP:
             wanted = os.pread(fd, min(segment.file_bytes, 256), segment.offset).split(b"\0")[0]
-            loader = wanted.decode("ascii", "replace")
+            loader = "".join(c if c.isprintable() else "?" for c in wanted.decode("ascii", "replace"))
             raise StartError(f"the program is dynamically linked (it asks for {loader}); link it statically")
         if segment.type == _PT_DYNAMIC:
             dynamic = segment

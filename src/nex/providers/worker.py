@@ -1,11 +1,13 @@
-"""One engine process and the call it is at."""
+"""One engine process, the call it is at, and those that stand behind it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import signal
 import socket
-from typing import Protocol
+from collections import deque
+from typing import NamedTuple, Protocol
 
 from nex.errors import CallFailed, CallTimedOut, StartError, WorkloadError
 from nex.processes import Child, Exit
@@ -15,7 +17,7 @@ from nex.providers.frames import Frame, FrameError, FrameReader, Kind, encode
 from nex.providers.texts import log_text
 from nex.tasks import TaskOwner
 
-__all__ = ["Owner", "Worker"]
+__all__ = ["Job", "Owner", "Worker"]
 
 _READ_BYTES = 256 * 1024
 _BEYOND_RESULT_BYTES = 1024 * 1024  # what a frame may hold beside a result: headers, an error's text, a log entry
@@ -25,6 +27,15 @@ _AFTER_LOAD = frozenset({Kind.READY, Kind.FAILED})
 _AFTER_CALL = frozenset({Kind.RESULT, Kind.FAILED, Kind.TOO_LARGE})
 
 
+class Job(NamedTuple):
+    """A frame for a worker, and who waits for the answer."""
+
+    kind: Kind
+    head: bytes
+    body: bytes
+    done: asyncio.Future[Frame]
+
+
 class Owner(Protocol):
     """What a worker needs of its pool."""
 
@@ -32,17 +43,22 @@ class Owner(Protocol):
     log: Log
     tasks: TaskOwner
 
-    def on_idle(self, worker: Worker) -> None:
-        """It is ready for a call."""
+    def on_answer(self, worker: Worker, took_s: float | None) -> None:
+        """It has loaded the function, or answered a call in ``took_s`` seconds, and takes further calls."""
 
     def on_lost(self, worker: Worker) -> None:
         """It is dead, or as good as dead."""
 
+    def on_unstarted(self, jobs: list[Job]) -> None:
+        """It died before it came to these."""
+
 
 class Worker:
-    """One engine process: given one frame, it sends any number of LOG frames and one answer.
+    """One engine process: it takes frames in turn and sends, for each, any number of LOG frames and one answer.
 
-    It is killed when it overruns a deadline, breaks the protocol or closes its socket, and is of no use then.
+    It is killed when it overruns a deadline, breaks the protocol or closes its socket, and is of no use then. As it
+    answers in order, and what it had sent is still read afterwards, it is known which frame it was at when it died:
+    that one fails, those behind it have not been started.
     """
 
     def __init__(self, owner: Owner, child: Child, sock: socket.socket) -> None:
@@ -52,10 +68,11 @@ class Worker:
         self._sock = sock
         self._fd = sock.fileno()
         self._reader = FrameReader(owner.limits.result_bytes + _BEYOND_RESULT_BYTES)
-        self._unsent: memoryview | None = None
+        self._unsent = bytearray()
         self._sequence = 0
-        self._done: asyncio.Future[Frame] | None = None
-        self._deadline = 0.0
+        self._jobs: deque[Job] = deque()
+        self._timeout_s = 0.0
+        self._began = 0.0
         self._alarm: asyncio.TimerHandle | None = None
         self._loaded = False
         self._dead = False
@@ -73,24 +90,29 @@ class Worker:
         return self._loaded
 
     @property
-    def busy(self) -> bool:
-        """Whether an answer is awaited of it."""
-        return self._done is not None
+    def backlog(self) -> int:
+        """How many answers are awaited of it."""
+        return len(self._jobs)
 
     @property
     def served(self) -> bool:
         """Whether it has been called."""
         return self._sequence > 1
 
-    def begin(self, kind: Kind, head: bytes, body: bytes, done: asyncio.Future[Frame], timeout_s: float) -> None:
-        """Send a frame to the idle worker; ``done`` gets the answer or the `WorkloadError`."""
-        self._done = done
+    def begin(self, job: Job, timeout_s: float) -> None:
+        """Send a frame; ``job.done`` gets the answer or the `WorkloadError`. All frames share one time limit."""
         self._sequence = sequence = (self._sequence + 1) & 0xFFFFFFFF
-        # One timer serves many calls: when it goes off, it looks at the deadline of the call that runs then.
-        self._deadline = self._loop.time() + timeout_s
-        if self._alarm is None:
-            self._alarm = self._loop.call_at(self._deadline, self._check_deadline)
-        data = encode(kind, sequence, head, body)
+        self._timeout_s = timeout_s
+        self._jobs.append(job)
+        if len(self._jobs) == 1:
+            self._began = now = self._loop.time()
+            # One timer serves many calls: when it goes off, it looks at how long the first of them has run.
+            if self._alarm is None:
+                self._alarm = self._loop.call_at(now + timeout_s, self._check_deadline)
+        data = encode(job.kind, sequence, job.head, job.body)
+        if self._unsent:
+            self._unsent += data
+            return
         try:
             sent = self._sock.send(data)
         except BlockingIOError:
@@ -98,65 +120,64 @@ class Worker:
         except OSError:
             return  # it has died: the reading side tells the rest
         if sent < len(data):
-            self._unsent = memoryview(data)[sent:]
+            self._unsent += memoryview(data)[sent:]
             self._loop.add_writer(self._fd, self._writable)
 
     def kill(self, error: WorkloadError) -> None:
-        """End it now; what is awaited of it fails with ``error``."""
+        """End it now; the call it is at fails with ``error``."""
         if not self._dead:
             self._child.signal(signal.SIGKILL)
-            done = self._detach()
-            if done is not None and not done.done():
-                done.set_exception(error)
-            self._owner.tasks.start(self._bury(None), name=f"bury-{self.pid}")
+            self._detach()
+            self._owner.tasks.start(self._bury(error), name=f"bury-{self.pid}")
 
     def _writable(self) -> None:
-        if self._unsent is not None:
-            try:
-                self._unsent = self._unsent[self._sock.send(self._unsent) :]
-            except BlockingIOError:
-                return
-            except OSError:
-                self._unsent = None  # it has died: the reading side tells the rest
-        if not self._unsent:
-            self._unsent = None
-            self._loop.remove_writer(self._fd)
-
-    def _readable(self) -> None:
         try:
-            data = self._sock.recv(_READ_BYTES)
+            del self._unsent[: self._sock.send(self._unsent)]
         except BlockingIOError:
             return
         except OSError:
+            self._unsent.clear()  # it has died: the reading side tells the rest
+        if not self._unsent:
+            self._loop.remove_writer(self._fd)
+
+    def _readable(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            if not self._read() and not self._dead:  # it has closed its socket, and how it died is the answer
+                self._detach()
+                self._owner.tasks.start(self._bury(None), name=f"bury-{self.pid}")
+
+    def _read(self) -> bool:
+        """Take what has come, once; False at the end of it."""
+        try:
+            data = self._sock.recv(_READ_BYTES)
+        except ConnectionError:
             data = b""
-        if not data:
-            self._ended()
-            return
         try:
             for frame in self._reader.feed(data):
                 self._take(frame)
-                if self._dead:
-                    return
         except FrameError as error:
             self._broken(str(error))
+        return bool(data)
 
     def _take(self, frame: Frame) -> None:
         if frame.kind == Kind.LOG:
             log_text(self._owner.log, frame.head, frame.body)
             return
-        done = self._done
+        jobs = self._jobs
         expected = _AFTER_CALL if self._loaded else _AFTER_LOAD
-        if done is None or frame.id != self._sequence or frame.kind not in expected:
-            self._broken(f"nobody waits for kind {frame.kind} with id {frame.id}")
-            return
-        self._done = None
+        first = (self._sequence - len(jobs) + 1) & 0xFFFFFFFF
+        if not jobs or frame.id != first or frame.kind not in expected:
+            raise FrameError(f"nobody waits for kind {frame.kind} with id {frame.id}")
+        kind, _, _, done = jobs.popleft()
+        now = self._loop.time()
+        took_s, self._began = now - self._began, now
         if not self._loaded:
             self._loaded = frame.kind == Kind.READY
             self._silence_alarm()
         if not done.done():
             done.set_result(frame)
-        if self._loaded:
-            self._owner.on_idle(self)
+        if self._loaded and not self._dead:
+            self._owner.on_answer(self, took_s if kind == Kind.CALL else None)
 
     def _broken(self, what: str) -> None:
         self._owner.log("ERROR", f"the function's worker does not keep to its protocol and is replaced: {what}")
@@ -169,36 +190,40 @@ class Worker:
 
     def _check_deadline(self) -> None:
         self._alarm = None
-        if self._done is None:
+        if not self._jobs:
             return
-        if self._loop.time() < self._deadline:
-            self._alarm = self._loop.call_at(self._deadline, self._check_deadline)
+        deadline = self._began + self._timeout_s
+        if self._loop.time() < deadline:
+            self._alarm = self._loop.call_at(deadline, self._check_deadline)
         elif self._loaded:
             self.kill(CallTimedOut(self._owner.limits.timeout_s))
         else:
             self.kill(StartError("the function took too long to load"))
 
-    def _ended(self) -> None:
-        """It has closed its socket: most likely it is dead already, and how it died is the answer."""
-        self._owner.tasks.start(self._bury(self._detach()), name=f"bury-{self.pid}")
-
-    def _detach(self) -> asyncio.Future[Frame] | None:
+    def _detach(self) -> None:
         self._dead = True
         self._loop.remove_reader(self._fd)
-        if self._unsent is not None:
-            self._unsent = None
+        if self._unsent:
+            self._unsent.clear()
             self._loop.remove_writer(self._fd)
-        self._sock.close()
         self._silence_alarm()
-        done, self._done = self._done, None
         self._owner.on_lost(self)
-        return done
 
-    async def _bury(self, done: asyncio.Future[Frame] | None) -> None:
+    async def _bury(self, error: WorkloadError | None) -> None:
+        """Reap it, take the answers it still had sent, fail the call it was at, give back those behind that one."""
         exited = await self._child.stop(_TERM_S)
-        if done is not None and not done.done():
-            text = self._epitaph(exited)
-            done.set_exception(CallFailed(text) if self._loaded else StartError(text))
+        with contextlib.suppress(BlockingIOError):  # should something hold the other end open
+            while self._read():
+                pass
+        self._sock.close()
+        if self._jobs:
+            done = self._jobs.popleft().done
+            if not done.done():
+                text = self._epitaph(exited)
+                done.set_exception(error or (CallFailed(text) if self._loaded else StartError(text)))
+        unstarted = [job for job in self._jobs if not job.done.done()]
+        self._jobs.clear()
+        self._owner.on_unstarted(unstarted)
 
     def _epitaph(self, exited: Exit) -> str:
         if exited.signal in _CRASHES:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 import socket
 import struct
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -223,3 +225,57 @@ async def _outcome(call: asyncio.Future[Frame]) -> bytes | str:
         return (await call).body
     except CallError as error:
         return str(error)
+
+
+@pytest.mark.parametrize(("bad", "error"), [(b"hangs", CallTimedOut), (b"exits", CallFailed)])
+async def test_calls_sent_ahead_of_one_that_ends_its_worker_run_once(
+    tmp_path: Path, bad: bytes, error: type[CallError]
+) -> None:
+    """With a single worker and short calls, several stand behind the bad one; none is lost, none runs twice."""
+    started = tmp_path / "started"
+
+    def behaviour(sock: socket.socket, frame: Frame) -> None:
+        with started.open("ab") as file:
+            file.write(frame.body + b"\n")
+        if frame.body == b"hangs":
+            signal.pause()
+        if frame.body == b"exits":
+            os._exit(1)
+        sock.sendall(encode(Kind.RESULT, frame.id, b"", frame.body))
+
+    pool = make_pool(LogLines(), behaviour, Limits(timeout_s=0.5, parallel=1))
+    await pool.start()
+    for _ in range(100):
+        await pool.call(b"", b"warm")
+    bodies = [b"%d" % n for n in range(20)]
+    bodies[5] = bad
+    calls = [pool.call(b"", body) for body in bodies]
+    longest = max(worker.backlog for worker in pool._workers)
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    await pool.stop(1.0)
+    assert longest > 1, "no call was sent ahead"
+    for body, answer in zip(bodies, answers, strict=True):
+        if body == bad:
+            assert isinstance(answer, error)
+        else:
+            assert isinstance(answer, Frame)
+            assert answer.body == body
+    assert sorted(line for line in started.read_bytes().split() if line != b"warm") == sorted(bodies)
+
+
+async def test_slow_calls_are_not_sent_ahead() -> None:
+    """What stands behind a slow call could not move to another worker."""
+
+    def behaviour(sock: socket.socket, frame: Frame) -> None:
+        select.select([], [], [], 0.01)
+        sock.sendall(encode(Kind.RESULT, frame.id, b"", frame.body))
+
+    pool = make_pool(LogLines(), behaviour, Limits(timeout_s=5.0, parallel=1))
+    await pool.start()
+    calls = [pool.call(b"", b"x") for _ in range(10)]
+    backlogs = []
+    for call in calls:
+        backlogs.append(max(worker.backlog for worker in pool._workers))
+        await call
+    await pool.stop(1.0)
+    assert set(backlogs) == {1}
