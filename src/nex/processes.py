@@ -29,12 +29,14 @@ __all__ = [
     "fork_process",
     "hide_from_debuggers",
     "kill_all_below",
+    "reap_adopted",
 ]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
+_own: set[int] = set()  # the children that a Child reaps
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -72,6 +74,14 @@ def children_of(pid: int) -> list[int]:
             with open(f"/proc/{pid}/task/{thread}/children", "rb") as file:  # noqa: PTH123 - it is hot
                 found += [int(word) for word in file.read().split()]
     return found
+
+
+def reap_adopted() -> None:
+    """Reap the children that have ended and are no `Child`: a subreaper's orphans. For a handler of SIGCHLD."""
+    for pid in children_of(os.getpid()):
+        if pid not in _own:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
 
 def kill_all_below() -> None:
@@ -116,6 +126,7 @@ class Child:
         self.pid = pid
         self._popen = popen
         self._pidfd = os.pidfd_open(pid)
+        _own.add(pid)
         self._exit: Exit | None = None
         self._gone: asyncio.Future[Exit] | None = None
 
@@ -187,6 +198,7 @@ class Child:
             self._exit = Exit.of(os.waitpid(self.pid, 0)[1])
         except ChildProcessError:  # somebody else reaped it: how it ended is lost, that it ended is not
             self._exit = Exit(-1)
+        _own.discard(self.pid)
         if self._popen is not None:
             self._popen.returncode = self._exit.code  # reaped here; Popen must not try again
         os.close(self._pidfd)
@@ -244,6 +256,7 @@ def _in_fork(
         for sig in _FORWARDED:
             signal.signal(sig, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
+        _own.clear()
         die_with_parent(parent)
         _close_all_but({0, 1, 2, *keep_fds})
         asyncio.set_event_loop(None)

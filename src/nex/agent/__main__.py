@@ -13,7 +13,12 @@ def _hello_fd() -> int:
     try:
         os.fstat(3)
     except OSError:
-        return sys.stdin.fileno()
+        # Standard input stays open, on nothing: whatever took its number next would be taken for it.
+        hello = os.dup(0)
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)
+        os.close(nothing)
+        return hello
     return 3
 
 

@@ -18,7 +18,7 @@ import uvloop
 from nex import __version__
 from nex.agent.work import Work
 from nex.errors import MessageError, NexError, RefusedError, UnreachableError, UsageError
-from nex.processes import kill_all_below
+from nex.processes import kill_all_below, reap_adopted
 from nex.protocol.agent import (
     ERROR_HEADER,
     Hello,
@@ -161,7 +161,10 @@ async def serve(hello: Hello, folder: Path, started_ns: int) -> None:
     )
     async with await Connection.open(options) as connection:
         agent = Agent(hello.machine_id, connection, folder)
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, agent.ended.set)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, agent.ended.set)
+        # uvloop gives nobody SIGCHLD. Not at once: between a fork and its `Child`, it would reap the wrong one.
+        signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(reap_adopted))
         tasks = TaskOwner("agent.life", lambda name, error: _log.error("bug", f"{name}: {error!r}", error=error))
         try:
             await agent.open(started_ns)
@@ -171,6 +174,7 @@ async def serve(hello: Hello, folder: Path, started_ns: int) -> None:
         finally:
             await tasks.aclose()
             await agent.aclose()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loop ends
 
 
 def main(hello_fd: int) -> int:

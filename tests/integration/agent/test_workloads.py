@@ -8,15 +8,19 @@ import asyncio
 import os
 import re
 import signal
+import sys
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from nex import __version__
+from nex.drivers.base import MachineSpec
 from nex.drivers.process import tree
+from nex.drivers.process.driver import ProcessDriver
 from nex.drivers.process.machine import ProcessMachine
 from nex.errors import UnreachableError
+from nex.processes import Child, Exit, children_of
 from nex.protocol.agent import ArtifactRequest, Limits, StartReply, StopReply, agent_subject
 from nex.testing.plane import Plane
 
@@ -224,3 +228,56 @@ async def test_term_ends_an_agent_with_all_it_runs(node: Plane, machine: Process
     async with asyncio.timeout(10):
         assert (await machine.wait()).code == 0
     assert all(tree.start_ticks(pid) is None for pid in below)
+
+
+async def test_orphans_of_a_service_are_reaped_when_they_end(
+    node: Plane, machine: ProcessMachine, obedient_service: Path
+) -> None:
+    assert (await node.start("m1", "native", obedient_service.read_bytes(), argv=("daemon", "stay"))).error is None
+    heard = node.heard("m1")
+    await heard.until(lambda h: ("INFO", "ready") in h.lines)
+    orphan = int(heard.lines[0][1].split()[1])
+    assert orphan in children_of(machine.pid)
+    pidfd = os.pidfd_open(orphan)
+    signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while orphan in children_of(machine.pid):
+            await node.ping("m1")
+    os.close(pidfd)
+    assert heard.exit is None
+
+
+@pytest.mark.parametrize("way", ["file 3", "standard input"])
+async def test_an_agent_can_be_a_program_of_its_own(node: Plane, tmp_path: Path, way: str) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, node.hello("m2").encode())
+    os.close(writing)
+    program = [sys.executable, "-m", "nex.agent"]
+    if way == "file 3":
+        program = ["sh", "-c", 'exec "$@" 3<&0 0</dev/null', "sh", *program]
+    agent = Child.spawn(
+        program,
+        env={"PATH": os.environ["PATH"]},
+        cwd=tmp_path,
+        stdin=reading,
+        stderr=None,
+    )
+    os.close(reading)
+    await node.ready("m2")
+    assert (await node.start("m2", "v8", SCRIPT, triggers=("t",))).error is None
+    assert (await node.call("m2", b"hi")).data == b"hi"
+    agent.signal(signal.SIGTERM)
+    async with asyncio.timeout(10):
+        assert await agent.wait() == Exit(0)
+
+
+@pytest.mark.parametrize("hello", [b"", b"garbage", b"{}", b"\xff" * 100_000])
+async def test_a_hello_that_is_none_ends_the_agent_with_a_word(
+    driver: ProcessDriver, node: Plane, hello: bytes
+) -> None:
+    spec = node.spec("m3")
+    machine = driver.create(MachineSpec("m3", hello[:60_000], spec.server))
+    await machine.start()
+    async with asyncio.timeout(10):
+        assert (await machine.wait()).code == 1
+    assert "agent: " in machine.console()
