@@ -9,173 +9,23 @@ from __future__ import annotations
 
 import difflib
 import json
-import os
 import socket
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from nex.drivers.base import Resources
-from nex.errors import ConfigError, KeyFormatError, Problem
-from nex.node.kinds import (
-    AutostartEntry,
-    AutostartList,
-    Flag,
-    Integer,
-    Kind,
-    PathName,
-    Table,
-    Text,
-    TextList,
-    node_name,
-    patterns,
-)
-from nex.security.keys import check_public
+from nex.errors import ConfigError, Problem
+from nex.node.keys import KEYS, Key
+from nex.node.kinds import AutostartEntry, Table, node_name
 
 __all__ = ["KEYS", "Key", "Leafnode", "NodeConfig", "NodeLimits", "WorkloadLimits", "resolve"]
 
 DEFAULT_FILE = Path("config.json")
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
-    """One row of the table. ``default`` may be a function of nothing where it depends on the host."""
-
-    name: str
-    kind: Kind
-    default: Any
-    doc: str
-    shown: str = ""
-    effective: bool = True
-
-    @property
-    def type_name(self) -> str:
-        """What the reference calls its type."""
-        return self.kind.type_name
-
-    @property
-    def default_text(self) -> str:
-        """What the reference shows as its default."""
-        return self.shown or json.dumps(self.default)
-
-    @property
-    def env(self) -> str:
-        """The environment variable that sets it; empty for a key without effect."""
-        return "NEX_" + self.name.replace(".", "_").upper() if self.effective else ""
-
-    def value(self) -> Any:
-        """A fresh default."""
-        return self.default() if isinstance(self.default, Callable) else self.default  # type: ignore[arg-type]
-
-
-def _issuer(text: str) -> None:
-    try:
-        check_public(text)
-    except KeyFormatError:
-        raise ValueError(f"holds {text!r}, which is no public key") from None
-
-
-def _cpus() -> int:
-    return min(os.cpu_count() or 1, 4)
-
-
-class _Anything(Kind):
-    type_name = "any"
-
-    def _read(self, value: Any) -> Any:
-        return value
-
-
-def _unused(name: str) -> Key:
-    return Key(name, _Anything(), None, "Read from files of Nex 0.2; without effect here.", effective=False)
-
-
-_MS = Integer(minimum=1, maximum=24 * 3600 * 1000)
-_BYTES = Integer()
-
-KEYS: tuple[Key, ...] = (
-    Key("name", Text(node_name), None, "Name of the node; names its state folder too.", "tags.node_name or host name"),
-    Key("nexus", Text(), "nexus", "Free label of the group of nodes it belongs to."),
-    Key("state_dir", PathName(), None, "Where the node keeps its keys and state.", "$XDG_STATE_HOME/nex/<name>"),
-    Key("driver", Text(), "process", "What makes its machines."),
-    Key("driver_options", Table(of_texts=False), dict, "Settings of the driver's own.", "{}"),
-    Key("no_sandbox", Flag(), None, "True: the driver need not isolate. False: it must.", "as the driver is"),
-    Key("machine_pool_size", Integer(1, 1024), 1, "Warm machines kept ready for deploys."),
-    Key("machine_template.vcpu_count", Integer(1, 256), 1, "CPUs of a machine."),
-    Key("machine_template.memsize_mib", Integer(16, 2**20), 256, "Memory of a machine and of a service, in MiB."),
-    Key(
-        "workload_types",
-        TextList(),
-        ("native", "v8", "wasm"),
-        "What it runs; empty means native.",
-        '["native", "v8", "wasm"]',
-    ),
-    Key("valid_issuers", TextList(_issuer), (), "Public keys whose claims are accepted; empty means all.", "[]"),
-    Key(
-        "deny_trigger_subjects",
-        TextList(patterns),
-        (),
-        "Subjects that no trigger may overlap, besides $SYS.>, $JS.> and $NEX.>.",
-        "[]",
-    ),
-    Key("tags", Table(), dict, "Tags of the node, shown to and asked for by clients.", '{"node_name": <name>}'),
-    Key("node_limits.max_workloads", _BYTES, 0, "Most workloads at a time; 0 is no limit."),
-    Key("node_limits.max_total_bytes", _BYTES, 0, "Most bytes of all artifacts that run; 0 is no limit."),
-    Key("node_limits.max_workload_bytes", _BYTES, 0, "Most bytes of one artifact; 0 is no limit."),
-    Key("workload_limits.timeout_ms", _MS, 5000, "Time of one call of a function, unless its deploy says otherwise."),
-    Key("workload_limits.max_timeout_ms", _MS, 60000, "Most that a deploy may ask for."),
-    Key("workload_limits.memory_mib", Integer(8, 2**20), 128, "Memory of one call of a function, in MiB, likewise."),
-    Key("workload_limits.max_memory_mib", Integer(8, 2**20), 1024, "Most that a deploy may ask for, in MiB."),
-    Key(
-        "workload_limits.parallel",
-        Integer(1, 256),
-        _cpus,
-        "Calls of one function at a time.",
-        "number of CPUs, up to 4",
-    ),
-    Key("workload_limits.max_parallel", Integer(1, 256), 16, "Most that a deploy may ask for."),
-    Key("workload_limits.queue", Integer(0, 2**20), 1024, "Calls that may wait; more are answered as overload."),
-    Key(
-        "allow_unverified_artifacts",
-        Flag(),
-        False,
-        "Accept claims whose hash is not the artifact's SHA-256, as clients of Nex 0.2 make them.",
-    ),
-    Key("restore", Flag(), True, "Bring the deployments of an earlier run back at the start."),
-    Key("artifact_cache_mib", Integer(), 1024, "Artifacts that do not run are kept up to this size, in MiB."),
-    Key("agent_handshake_timeout_ms", _MS, 5000, "Time in which a new machine's agent must report."),
-    Key("agent_ping_timeout_ms", _MS, 750, "Time in which an agent must answer a ping."),
-    Key("agent_start_timeout_ms", _MS, 30000, "Time in which an agent must start a workload."),
-    Key("stop_grace_ms", Integer(0, 3600 * 1000), 5000, "Time between TERM and KILL when a workload is stopped."),
-    Key("leafnode.urls", TextList(), (), "Leaf node URLs of the public system: triggers then need no bridge.", "[]"),
-    Key("leafnode.credentials", PathName(), None, "Credentials file for that.", "none"),
-    Key("autostart.workloads", AutostartList(), (), "Workloads that the node starts by itself.", "[]"),
-    *map(
-        _unused,
-        (
-            "bin_path",
-            "cni",
-            "default_resource_dir",
-            "host_services",
-            "internal_node_host",
-            "internal_node_port",
-            "kernel_filepath",
-            "rootfs_filepath",
-            "otlp_exporter_url",
-            "otel_metrics",
-            "otel_metrics_port",
-            "otel_metrics_exporter",
-            "otel_traces",
-            "otel_traces_exporter",
-            "pid_filepath",
-            "preserve_network",
-            "public_nats_server",
-            "rate_limiters",
-        ),
-    ),
-)
 _BY_NAME = {key.name: key for key in KEYS}
 _GROUPS = {name.partition(".")[0] for name in _BY_NAME if "." in name}
 

@@ -19,6 +19,7 @@ from nex.node.config import NodeConfig
 from nex.node.control import Control
 from nex.node.leaf import LeafLink
 from nex.node.machines import MachinePool
+from nex.node.means import Means
 from nex.node.plane import Plane
 from nex.node.policy import Rules
 from nex.node.preflight import check_isolation
@@ -27,7 +28,6 @@ from nex.node.signals import StopSignals
 from nex.node.standing import Standing
 from nex.node.state import State
 from nex.node.triggers import Bridge
-from nex.node.workload import Means
 from nex.node.workloads import Workloads
 from nex.protocol import events
 from nex.tasks import TaskOwner

@@ -8,47 +8,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from nex.errors import DeadlineError, MachineError, NexError, RefusedError
 from nex.node import lifecycle
 from nex.node.agents import AgentLink
-from nex.node.artifacts import Artifact, Artifacts
-from nex.node.config import NodeConfig
-from nex.node.leaf import LeafLink
+from nex.node.artifacts import Artifact
 from nex.node.lifecycle import Command, Event, Phase
-from nex.node.machines import MachinePool
-from nex.node.plane import Plane
+from nex.node.means import Means, start_request
 from nex.node.policy import Order
-from nex.node.publisher import Publisher, Subject
-from nex.node.state import Deployment, State
-from nex.node.triggers import Bridge, Route
+from nex.node.publisher import Subject
+from nex.node.state import Deployment
+from nex.node.triggers import Route
 from nex.processes import Exit
-from nex.protocol.agent import CallReport, LogBatch, ServiceExit, StartRequest, Subscription
+from nex.protocol.agent import CallReport, LogBatch, ServiceExit
 from nex.protocol.subjects import queue_group
-from nex.security.xkeys import CurveKey, open_environment
 from nex.tasks import TaskOwner
 from nex.telemetry.logs import Log
 
-__all__ = ["Means", "Workload"]
+__all__ = ["Workload"]
 
 _log = Log("node.workload")
 _STOPPED_EARLY = "The workload was stopped before it had started"
-
-
-@dataclass(frozen=True, slots=True)
-class Means:
-    """What a node has to run workloads with."""
-
-    config: NodeConfig
-    xkey: CurveKey
-    state: State
-    plane: Plane
-    pool: MachinePool
-    artifacts: Artifacts
-    bridge: Bridge
-    publisher: Publisher
-    leaf: LeafLink | None
 
 
 class Workload:
@@ -249,7 +229,8 @@ class Workload:
         timeout_s = means.config.agent_start_timeout_ms / 1000
         saving = self._tasks.start(self._save(), name="save")
         try:
-            await link.start(self._request(link, direct), artifact.path, self, timeout_s=timeout_s)
+            request = start_request(means, self.id, self.order, artifact, link, direct=direct)
+            await link.start(request, artifact.path, self, timeout_s=timeout_s)
         finally:
             await asyncio.wait((saving,))
         saving.result()
@@ -266,29 +247,6 @@ class Workload:
         )
         await asyncio.to_thread(self._means.state.save_deployment, deployment)
         self._saved = True
-
-    def _request(self, link: AgentLink, direct: bool) -> StartRequest:
-        order, request = self.order, self.order.request
-        triggers = request.trigger_subjects
-        subscriptions = Route.subscriptions(link.id, triggers)
-        data = None
-        if direct:
-            queue = queue_group(order.namespace, order.name)
-            subscriptions = tuple(Subscription(trigger=t, subject=t, queue=queue) for t in triggers)
-            data = self._means.plane.data_credentials(link.id, [(trigger, queue) for trigger in triggers])
-        return StartRequest(
-            workload_id=self.id,
-            namespace=order.namespace,
-            name=order.name,
-            type=request.type,
-            digest=self.digest,
-            size=self.size,
-            argv=request.argv,
-            environment=open_environment(request.environment, self._means.xkey, request.sender_public_key),
-            limits=order.limits,
-            subscriptions=subscriptions,
-            data=data,
-        )
 
     # Stopping
 

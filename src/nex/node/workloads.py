@@ -12,8 +12,9 @@ from nex.node.config import NodeConfig
 from nex.node.kinds import AutostartEntry
 from nex.node.lifecycle import backoff_s
 from nex.node.limits import check_size
+from nex.node.means import Means
 from nex.node.policy import Order, Rules, Target, check_order, check_stop
-from nex.node.workload import Means, Workload
+from nex.node.workload import Workload
 from nex.protocol.control import DeployRequest, StopRequest
 from nex.protocol.ids import new_id
 from nex.protocol.location import Location
