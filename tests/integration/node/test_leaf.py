@@ -1,8 +1,15 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from nex.node.config import Leafnode
+from nex.node.leaf import LeafLink
+from nex.node.plane import Plane
 from nex.protocol.agent import ERROR_HEADER
+from nex.testing.servers import config_server
+from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
 
 from .conftest import Start
@@ -35,3 +42,47 @@ async def test_a_system_that_takes_no_leaf_nodes_is_bridged(start: Start, caplog
         assert (await driven.call("fn.echo")).data == b'"fn.echo"'
 
     assert any(getattr(record, "action", "") == "leafnode_down" for record in caplog.records)
+
+
+async def test_copies_behind_leaf_links_and_bridges_share_the_load(start: Start, server: NatsServer) -> None:
+    leaf = {"leafnode.urls": [server.leaf_url]}
+    triggers = ("a.*.c", "b.>")
+    async with start(name="one", **leaf) as one, start(name="two", **leaf) as two, start(name="three") as three:
+        two.issuer = three.issuer = one.issuer
+        for node in (one, two, three):
+            await node.deploy(await node.request(b"(s, p) => s", trigger_subjects=triggers))
+
+        answers = [
+            await one.client.collect(subject, window_s=0.05) for subject in ("a.x.c", "b.1.2") for _ in range(10)
+        ]
+
+    assert {len(answer) for answer in answers} == {1}
+    assert {answer[0].data for answer in answers} == {b'"a.x.c"', b'"b.1.2"'}
+
+
+async def test_a_leaf_link_with_a_password_that_stays_unseen(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", "nex")
+    guard = 'authorization { user: leaf, password: "hunter2-hunter2" }'
+    text = f'listen: "127.0.0.1:-1"\nleafnodes {{ listen: "127.0.0.1:-1", {guard} }}\n'
+    async with config_server(text) as guarded:
+        connect = ConnectOptions(servers=(guarded.client_url,))
+        address = guarded.leaf_url.removeprefix("nats://")
+        for password, action in (("wrong-password", "leafnode_down"), ("hunter2-hunter2", "leafnode_up")):
+            caplog.clear()
+            async with start(connect=connect, **{"leafnode.urls": [f"nats://leaf:{password}@{address}"]}):
+                pass
+            assert action in {getattr(record, "action", "") for record in caplog.records}
+            assert password not in caplog.text
+
+
+async def test_who_loses_the_leaf_link_bridges_the_next_workload(tmp_path: Path) -> None:
+    plane = Plane(tmp_path / "server", leafnode=Leafnode(), max_payload=1 << 20)
+    link = LeafLink(plane)
+    link.is_up = True
+    await plane.open()
+    try:
+        assert not await link.check()
+        assert not link.is_up
+    finally:
+        await plane.close()
+    assert not await link.check()
