@@ -24,7 +24,6 @@ from nex.transport.connection import Subscription as Interest
 __all__ = ["Calls"]
 
 _AHEAD = 32  # calls that the provider has beside those at work: the engine finds the next when it is done with one
-_RUNNERS_PER_PARALLEL = 8
 _WAITING_BYTES = 64 * 1024 * 1024
 _TEXT_CHARS = 300
 
