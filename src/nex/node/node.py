@@ -184,6 +184,13 @@ class _Node:
 
     async def live(self, signals: StopSignals, on_ready: Callable[[NodeFace], None] | None) -> None:
         """Serve until told to stop or to leave."""
+        try:
+            await self._live(signals, on_ready)
+        except BaseException:
+            self._say_stopped(graceful=False)
+            raise
+
+    async def _live(self, signals: StopSignals, on_ready: Callable[[NodeFace], None] | None) -> None:
         means = self._means
         sweep_s = self._config.workload_limits.max_timeout_ms / 1000 + _SWEEP_SLACK_S
         async with asyncio.TaskGroup() as group:
@@ -235,11 +242,14 @@ class _Node:
         await self._tasks.aclose()
         await self._workloads.stop_all(keep=True)
         await self._control.close()
-        stopped = events.node_stopped(node_id=self._standing.node_id, graceful=True)
-        self._means.publisher.node_event(events.NODE_STOPPED, stopped)
+        self._say_stopped(graceful=True)
         with contextlib.suppress(NexError):  # no server to hear it
             await self._public.flush(timeout_s=2.0)
         _log.info("node_stopped", f"node {self._config.name} has stopped")
+
+    def _say_stopped(self, *, graceful: bool) -> None:
+        stopped = events.node_stopped(node_id=self._standing.node_id, graceful=graceful)
+        self._means.publisher.node_event(events.NODE_STOPPED, stopped)
 
     def _go_lame(self, force: bool) -> None:
         standing = self._standing

@@ -110,6 +110,7 @@ async def test_a_signal_stops_it_gracefully(launch: Launch, sig: signal.Signals)
 
 async def test_a_second_signal_stops_it_at_once(launch: Launch) -> None:
     async with launch() as (daemon, driven):
+        await driven.client.subscribe("$NEX.events.system.*", driven.heard.on_event)
         await driven.service(STUBBORN, "stubborn")
 
         os.kill(daemon.child.pid, signal.SIGTERM)
@@ -117,6 +118,8 @@ async def test_a_second_signal_stops_it_at_once(launch: Launch) -> None:
         os.kill(daemon.child.pid, signal.SIGTERM)
 
         assert await daemon.wait() == Exit(1)
+        (stopped,) = await driven.heard.wait_event("node_stopped")
+        assert stopped == {"id": driven.face.id, "graceful": False}
         assert not list((daemon.folder / "driver" / "machines").iterdir())
 
 
