@@ -3,8 +3,6 @@
 import struct
 from pathlib import Path
 
-import pytest
-
 from nex.testing.examples import Examples
 
 from .commands import Nex, Running
@@ -24,33 +22,37 @@ def elf(*, bits: int = 64, machine: int = 62, segment: int = PT_LOAD, size: int 
     return body + bytes(max(size - len(body), 0))
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "code", "words"),
-    [
-        ("dynamic", elf(segment=PT_INTERP), 3, "dynamic"),
-        ("narrow", elf(bits=32, machine=3), 3, "32-bit"),
-        ("cut", elf(size=0)[:40], 3, "truncated"),
-        ("broken.wasm", b"\0asm\x01\0\0\0garbage", 3, "rejected"),
-        ("syntax.js", b"(s, p) => {", 3, "SyntaxError"),
-        ("nothing.js", b"'no function'", 3, "function"),
-        ("notes.txt", b"hello", 2, "cannot tell what"),
-        ("empty.js", b"", 2, "is empty"),
-        ("text.wasm", b"hello", 2, "no WebAssembly module"),
-        ("bad name.js", b"(s, p) => p", 2, "cannot be a workload's name"),
-    ],
-)
-async def test_a_bad_file_is_told_what_is_wrong_with_it(
-    nex: Nex, node: Running, tmp_path: Path, name: str, data: bytes, code: int, words: str
-) -> None:
-    file = tmp_path / name
-    file.write_bytes(data)
-    for flags in ((), ("--json",)):
-        result = await nex("devrun", file, *flags)
-        assert result.code == code, result
-        assert result.out == ""
+BAD_FILES = {
+    "dynamic": (elf(segment=PT_INTERP), 3, "dynamic"),
+    "narrow": (elf(bits=32, machine=3), 3, "32-bit"),
+    "cut": (elf(size=0)[:40], 3, "truncated"),
+    "broken.wasm": (b"\0asm\x01\0\0\0garbage", 3, "rejected"),
+    "syntax.js": (b"(s, p) => {", 3, "SyntaxError"),
+    "nothing.js": (b"'no function'", 3, "function"),
+    "notes.txt": (b"hello", 2, "cannot tell what"),
+    "empty.js": (b"", 2, "is empty"),
+    "text.wasm": (b"hello", 2, "no WebAssembly module"),
+    "bad name.js": (b"(s, p) => p", 2, "cannot be a workload's name"),
+}
+
+
+async def test_a_bad_file_is_told_what_is_wrong_with_it(nex: Nex, node: Running, tmp_path: Path) -> None:
+    for name, (data, code, words) in BAD_FILES.items():
+        (tmp_path / name).write_bytes(data)
+        result = await nex("devrun", tmp_path / name)
+        assert (result.code, result.out) == (code, ""), result
         assert words in result.err
         assert "Traceback" not in result.err
     assert (await nex("node", "probe", "--json")).json == {"workloads": []}
+
+
+async def test_a_bad_file_is_told_to_programs_too(nex: Nex, node: Running, tmp_path: Path) -> None:
+    for name in ("dynamic", "notes.txt"):
+        data, code, words = BAD_FILES[name]
+        (tmp_path / name).write_bytes(data)
+        result = await nex("devrun", tmp_path / name, "--json")
+        assert (result.code, result.out) == (code, ""), result
+        assert words in result.error["message"]
 
 
 async def test_an_executable_for_another_machine_finds_no_node(nex: Nex, node: Running, tmp_path: Path) -> None:

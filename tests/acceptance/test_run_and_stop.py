@@ -8,10 +8,11 @@ import pytest
 from nex.security.keys import SigningKey, write_seed
 from nex.security.xkeys import CurveKey
 from nex.testing.examples import Examples
+from nex.testing.servers import config_server
 from nex.transport.connection import Connection
 from nex.transport.objects import ObjectStore
 
-from .commands import Nex, Running
+from .commands import NEX, Nex, Running
 
 
 @pytest.fixture
@@ -125,10 +126,28 @@ async def test_no_answer_is_exit_code_6(nex: Nex, connection: Connection) -> Non
     assert "0.3 s" in result.error["message"]
 
 
-async def test_wrong_credentials_are_refused(nex: Nex) -> None:
+async def test_credentials_are_needed_where_they_are_asked_for(nex: Nex, tmp_path: Path) -> None:
+    async with config_server('listen: "127.0.0.1:-1"\nauthorization { user: "me", password: "s3cret" }\n') as server:
+        nex.url = server.client_url
+        for flags in ([], ["--user", "me", "--password", "wr0ng"]):
+            refused = await nex("node", "ls", *flags)
+            assert refused.code == 3, refused
+            assert "refused our credentials" in refused.err
+            assert "wr0ng" not in refused.err
+        assert (await nex.ok("node", "ls", "--user", "me", "--password", "s3cret", "--json")).json == {"nodes": []}
+        nex.extra |= {"NATS_USER": "me", "NATS_PASSWORD": "s3cret"}
+        assert (await nex.ok("node", "ls", "--json")).json == {"nodes": []}
+
+
+async def test_a_credentials_file_that_is_not_there_is_told(nex: Nex) -> None:
     result = await nex("node", "ls", "--creds", "/no/such.creds")
     assert (result.code, "there is no file" in result.err) == (2, True)
     assert (await nex("node", "ls", "--context", "nowhere")).code == 2
+
+
+async def test_a_bucket_that_is_full_refuses(nex: Nex, node: Running, examples: Examples) -> None:
+    result = await nex("devrun", examples.service, "--bucketmaxbytes", "1000", "--json")
+    assert (result.code, result.error["code"]) == (3, "refused")
 
 
 async def test_a_context_of_the_nats_tool_leads_to_the_server(nex: Nex, node: Running) -> None:
@@ -142,8 +161,6 @@ async def test_a_context_of_the_nats_tool_leads_to_the_server(nex: Nex, node: Ru
 
 
 def test_start_up_is_quick() -> None:
-    from .commands import NEX
-
     begun = time.monotonic()
     subprocess.run([NEX, "--version"], check=True, capture_output=True)
     assert time.monotonic() - begun < 2

@@ -3,6 +3,7 @@ import time
 from pathlib import Path
 
 from nex.testing.examples import Examples
+from nex.testing.servers import public_server
 from nex.transport.connection import Connection
 
 from .commands import Nex, Running
@@ -97,8 +98,6 @@ async def test_ctrl_c_and_time_end_the_following(nex: Nex) -> None:
 
 
 async def test_a_server_that_goes_away_ends_the_following(nex: Nex) -> None:
-    from nex.testing.servers import public_server
-
     async with public_server() as server:
         nex.url = server.client_url
         following = nex.start("events")
