@@ -82,9 +82,10 @@ static int connect_to(const char *host, const char *port) {
     return fd;
 }
 
-static void write_all(int fd, const char *data, size_t size) {
+/* With MSG_MORE in `flags` the kernel waits for the rest of the message, and sends both at once. */
+static void write_all(int fd, const char *data, size_t size, int flags) {
     while (size > 0) {
-        ssize_t n = send(fd, data, size, MSG_NOSIGNAL);
+        ssize_t n = send(fd, data, size, MSG_NOSIGNAL | flags);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) fail("lost the server: %s", strerror(errno));
         data += n;
@@ -92,14 +93,14 @@ static void write_all(int fd, const char *data, size_t size) {
     }
 }
 
-__attribute__((format(printf, 2, 3))) static void send_line(int fd, const char *format, ...) {
+__attribute__((format(printf, 3, 4))) static void send_line(int fd, int flags, const char *format, ...) {
     char line[LINE_MAX_BYTES];
     va_list arguments;
     va_start(arguments, format);
     int size = vsnprintf(line, sizeof line, format, arguments);
     va_end(arguments);
     if (size < 0 || (size_t)size >= sizeof line) fail("a line to the server is too long");
-    write_all(fd, line, (size_t)size);
+    write_all(fd, line, (size_t)size, flags);
 }
 
 /* Wait for more to arrive; 0 when we are to stop. Signals come in only while we wait here. */
@@ -152,9 +153,9 @@ static int answer(int fd, char *line, const sigset_t *while_waiting) {
     while (end - begin < total + 2)
         if (!receive(fd, while_waiting)) return 0;
     if (reply[0] != '\0') {
-        send_line(fd, "PUB %s %zu\r\n", reply, total - headers);
-        write_all(fd, buffer + begin + headers, total - headers);
-        write_all(fd, "\r\n", 2);
+        send_line(fd, MSG_MORE, "PUB %s %zu\r\n", reply, total - headers);
+        write_all(fd, buffer + begin + headers, total - headers, MSG_MORE);
+        write_all(fd, "\r\n", 2, 0);
     }
     begin += total + 2;
     return 1;
@@ -199,21 +200,21 @@ int main(void) {
         quote(secret, sizeof secret, password != NULL ? password : "");
         snprintf(login, sizeof login, "\"user\":\"%s\",\"pass\":\"%s\",", name, secret);
     }
-    send_line(fd, "CONNECT {\"verbose\":false,\"pedantic\":false,%s\"lang\":\"c\",\"version\":\"1\",\"protocol\":1,"
+    send_line(fd, 0, "CONNECT {\"verbose\":false,\"pedantic\":false,%s\"lang\":\"c\",\"version\":\"1\",\"protocol\":1,"
                   "\"headers\":true,\"name\":\"echo-service\"}\r\nSUB %s echo 1\r\nPING\r\n", login, subject);
 
     while ((line = next_line(fd, &while_waiting)) != NULL) {
         if (strncmp(line, "MSG ", 4) == 0 || strncmp(line, "HMSG ", 5) == 0) {
             if (!answer(fd, line, &while_waiting)) break;
         } else if (strcmp(line, "PING") == 0) {
-            write_all(fd, "PONG\r\n", 6);
+            write_all(fd, "PONG\r\n", 6, 0);
         } else if (strcmp(line, "PONG") == 0) {
             printf("listening on %s\n", subject);
         } else if (strncmp(line, "-ERR", 4) == 0) {
             fail("the server refused: %s", line);
         }
     }
-    write_all(fd, "UNSUB 1\r\n", 9);
+    write_all(fd, "UNSUB 1\r\n", 9, 0);
     close(fd);
     puts("stopped");
     return 0;
