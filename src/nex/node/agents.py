@@ -77,7 +77,7 @@ class AgentLink:
         self.given_up = False
         self._connection = connection
         self._tenant: Tenant | None = None
-        self._artifact: int = -1
+        self._artifact: Path | None = None
         self._messages = Allowance(_MESSAGES_PER_S)
         self._lines = Allowance(_LINES_PER_S)
         self._pieces = 0
@@ -124,17 +124,17 @@ class AgentLink:
         if not msg.reply:
             return
         wanted = ArtifactRequest.decode(msg.data)
-        if self._artifact < 0 or self._pieces >= _PIECES_UNDER_WAY:
+        if self._artifact is None or self._pieces >= _PIECES_UNDER_WAY:
             self._connection.publish_soon(msg.reply, headers={ERROR_HEADER: "there is no artifact for this machine"})
         elif wanted.offset < 0 or not 0 <= wanted.size <= _PIECE_LIMIT_BYTES:
             self._connection.publish_soon(msg.reply, headers={ERROR_HEADER: "there is no such piece"})
         else:
             self._pieces += 1
-            self._tasks.start(self._send_piece(wanted, msg.reply), name="artifact")
+            self._tasks.start(self._send_piece(self._artifact, wanted, msg.reply), name="artifact")
 
-    async def _send_piece(self, wanted: ArtifactRequest, reply: str) -> None:
+    async def _send_piece(self, artifact: Path, wanted: ArtifactRequest, reply: str) -> None:
         try:
-            piece = await asyncio.to_thread(os.pread, self._artifact, wanted.size, wanted.offset)
+            piece = await asyncio.to_thread(_read, artifact, wanted)
             await self._connection.publish(reply, piece)
         except (OSError, NexError) as error:
             _log.warn("artifact_piece_lost", f"a machine did not get its artifact: {error}", machine=self.id)
@@ -151,16 +151,11 @@ class AgentLink:
             DeadlineError: it did not answer in time.
         """
         self._tenant = tenant
-        try:
-            self._artifact = await asyncio.to_thread(os.open, artifact, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise MachineError(f"the artifact cannot be read: {error.strerror}") from error
+        self._artifact = artifact
         try:
             reply = await self._ask("start", request.encode(), StartReply, timeout_s)
         finally:
-            await self._tasks.aclose()
-            os.close(self._artifact)
-            self._artifact = -1
+            self._artifact = None
         if reply.error is not None:
             raise MachineError(f"workload rejected by agent: {reply.error}")
 
@@ -225,3 +220,9 @@ class AgentLink:
 
     def _bug(self, where: str, error: BaseException) -> None:
         _log.error("bug", f"{where} failed: {error!r}", error=error)
+
+
+def _read(artifact: Path, wanted: ArtifactRequest) -> bytes:
+    # Opened for each piece: a thread cannot be cancelled, and must never read from a number that has another file.
+    with artifact.open("rb", buffering=0) as file:
+        return os.pread(file.fileno(), wanted.size, wanted.offset)
