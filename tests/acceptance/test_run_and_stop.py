@@ -148,6 +148,7 @@ async def test_a_credentials_file_that_is_not_there_is_told(nex: Nex) -> None:
 async def test_a_bucket_that_is_full_refuses(nex: Nex, node: Running, examples: Examples) -> None:
     result = await nex("devrun", examples.service, "--bucketmaxbytes", "1000", "--json")
     assert (result.code, result.error["code"]) == (3, "refused")
+    assert "nats object rm NEXCLIFILES" in result.error["message"]
 
 
 async def test_a_context_of_the_nats_tool_leads_to_the_server(nex: Nex, node: Running) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from nex.client.artifacts import Artifact
-from nex.errors import ArtifactError, MessageError, NotFoundError, UsageError
+from nex.errors import ArtifactError, MessageError, NotFoundError, RefusedError, UsageError
 from nex.protocol.control import DeployRequest
 from nex.protocol.location import Location
 from nex.protocol.subjects import is_pattern
@@ -132,7 +132,11 @@ async def upload(
         pass  # its description is damaged: putting it anew mends that
     except NotFoundError:
         await store.ensure_bucket(BUCKET, description=_BUCKET_DESCRIPTION, max_bytes=max_bytes)
-    stored = await store.put(BUCKET, artifact.name, artifact.path, on_progress=on_progress)
+    try:
+        stored = await store.put(BUCKET, artifact.name, artifact.path, on_progress=on_progress)
+    except RefusedError as error:
+        hint = f"if {BUCKET} is full, remove what is old: nats object rm {BUCKET} NAME"
+        raise RefusedError(f"the upload was refused ({error}); {hint}") from error
     if stored.digest_hex != artifact.digest:
         raise ArtifactError(f"{artifact.path} changed while it was uploaded; try again")
     return True

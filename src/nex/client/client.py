@@ -204,11 +204,18 @@ class Client:
         """Our nodes have forgotten it when they answer; those of 0.2 take a moment longer."""
         pause_s = 0.05
         deadline = time.monotonic() + _GONE_TIMEOUT_S
-        while any(machine.id == workload_id for machine in (await self.info(node_id)).machines):
+        while await self._lists(node_id, workload_id):
             if time.monotonic() > deadline:
                 raise DeadlineError(f"the end of workload {workload_id}", _GONE_TIMEOUT_S)
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 1.0)
+
+    async def _lists(self, node_id: str, workload_id: str) -> bool:
+        try:
+            info = await self.info(node_id)
+        except NotFoundError:
+            return False  # a lame duck goes with its last workload
+        return any(machine.id == workload_id for machine in info.machines)
 
     async def _ask(self, subject: str, body: bytes, cls: type[M], node_id: str, *, timeout_s: float | None = None) -> M:
         try:
