@@ -273,6 +273,12 @@ class Wire(Client):
             self._pending_data_size = 0
         try:
             await super()._close(status, do_cbs)
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            # Not ours: the cancelled reconnecting task has left its writer's waiter cancelled.
+            if do_cbs and self._closed_cb is not None:
+                await self._closed_cb()
         except (OSError, RuntimeError) as error:
             await self.report(error)
             self.abort()
