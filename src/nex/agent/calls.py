@@ -107,7 +107,8 @@ class Calls:
         try:
             result = await self._call(Invocation(msg.subject[skip:], msg.data, msg.headers))
             if msg.reply:
-                self._connection.publish_soon(msg.reply, result.payload, headers=result.headers)
+                more = self._busy > self._limits.parallel  # others stand behind: their answers may leave with this one
+                self._connection.publish_soon(msg.reply, result.payload, headers=result.headers, patient=more)
         except CallError as error:
             self._fail(msg, tally, error)
         except UsageError as error:  # of `publish_soon`: what the function answered cannot be a message

@@ -123,12 +123,14 @@ class Connection:
         *,
         reply: str = "",
         headers: Mapping[str, str] | None = None,
+        patient: bool = False,
     ) -> None:
         """Send one message from the loop without waiting; the cheapest way. Raises what `publish` raises.
 
-        ``payload`` may be a view of memory that does not change before the next `flush`.
+        ``payload`` may be a view of memory that does not change before the next `flush`. A ``patient`` message may
+        wait a millisecond for others, so that one write, and one wake-up of each who reads, serves all of them.
         """
-        self._wire.send(subject, payload, reply, headers)
+        self._wire.send(subject, payload, reply, headers, patient=patient)
 
     async def request(
         self,

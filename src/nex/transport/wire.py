@@ -36,6 +36,7 @@ _BACKLOG_BYTES = 2 << 20  # above it `drain_backlog` waits for the socket
 _BACKLOG_LIMIT_BYTES = 256 << 20  # above it nothing more is taken
 _OFFLINE_LIMIT_BYTES = 8 << 20  # what is kept for the next server while there is none
 _READ_BYTES = 256 << 10
+_PATIENCE_S = 0.001
 _COPY_BYTES = 4096  # payloads up to here are joined to their header; larger ones are not copied
 
 
@@ -130,6 +131,7 @@ class Wire(Client):
         self._ps = _Parser(self)
         self._transport = cast("TcpTransport", _Socket())  # type: ignore[no-untyped-call]  # the library does not annotate it
         self._handlers: dict[int, Callable[[Msg], None]] = {}
+        self._patience: asyncio.TimerHandle | None = None
 
     # Receiving
 
@@ -172,8 +174,16 @@ class Wire(Client):
 
     # Sending
 
-    def send(self, subject: str, payload: bytes | memoryview, reply: str, headers: Mapping[str, str] | None) -> None:
-        """Queue one message for the socket; it leaves within the same turn of the loop."""
+    def send(
+        self,
+        subject: str,
+        payload: bytes | memoryview,
+        reply: str,
+        headers: Mapping[str, str] | None,
+        *,
+        patient: bool = False,
+    ) -> None:
+        """Queue one message for the socket; it leaves within the same turn of the loop, or soon if it is ``patient``."""
         self._check_open()
         if not subject or _SPACE.search(subject) or (reply and _SPACE.search(reply)):
             raise UsageError(f"invalid subject {subject!r}")
@@ -190,13 +200,23 @@ class Wire(Client):
         if self._pending_data_size + size > (_BACKLOG_LIMIT_BYTES if self.is_connected else _OFFLINE_LIMIT_BYTES):
             raise UnreachableError("the server is away or does not take our messages, and no more can be kept for it")
         if size > _COPY_BYTES:
-            self._put(head, payload, b"\r\n")
+            self._put(head, payload, b"\r\n", patient=patient)
         else:
-            self._put(b"".join((head, payload, b"\r\n")))
+            self._put(b"".join((head, payload, b"\r\n")), patient=patient)
 
-    def _put(self, *parts: bytes | memoryview) -> None:
+    def _put(self, *parts: bytes | memoryview, patient: bool = False) -> None:
         self._pending.extend(cast("tuple[bytes, ...]", parts))  # the library joins them or hands them to the socket
         self._pending_data_size += sum(map(len, parts))
+        if not patient:
+            self._kick()
+        elif self._patience is None:
+            self._patience = asyncio.get_running_loop().call_later(_PATIENCE_S, self._kick)
+
+    def _kick(self) -> None:
+        """Have what is queued written in this turn of the loop."""
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
         kick = self._flush_queue
         if kick is not None and kick.empty() and self.is_connected:
             kick.put_nowait(asyncio.get_running_loop().create_future())

@@ -44,6 +44,24 @@ async def test_many_requests_at_once_each_get_their_own_answer(connection: Conne
     assert [int(answer.data) for answer in answers] == list(range(500))
 
 
+async def test_patient_messages_leave_in_order_by_themselves_with_others_or_at_the_end(options: ConnectOptions) -> None:
+    heard: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def hear(msg: Msg) -> None:
+        await heard.put(msg.data)
+
+    async with await Connection.open(options) as hearing:
+        await hearing.subscribe("news", hear)
+        async with await Connection.open(options) as speaking:
+            speaking.publish_soon("news", b"alone", patient=True)
+            assert await heard.get() == b"alone"
+            speaking.publish_soon("news", b"first", patient=True)
+            speaking.publish_soon("news", b"second")
+            assert [await heard.get(), await heard.get()] == [b"first", b"second"]
+            speaking.publish_soon("news", b"last", patient=True)
+        assert await heard.get() == b"last"
+
+
 async def test_a_request_nobody_hears_fails_at_once(connection: Connection) -> None:
     with pytest.raises(UnreachableError, match="nobody listens on void"):
         await connection.request("void", timeout_s=30)
