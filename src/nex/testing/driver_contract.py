@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -38,22 +39,17 @@ def secrets_in_sight(*secrets: str) -> list[str]:
     return found
 
 
-class DriverContract:
-    """The tests. ``make`` and `end_agent` are the driver's own."""
-
-    @pytest.fixture
-    def driver_type(self) -> type[Driver]:
-        """The driver under test."""
-        raise NotImplementedError
+class DriverContract(ABC):
+    """The tests. Give the fixture ``driver_type``, the class under test, and `end_agent`."""
 
     @pytest.fixture
     def config(self) -> dict[str, Any]:
         """Its section of the node's configuration."""
         return {}
 
+    @abstractmethod
     async def end_agent(self, machine: Machine) -> None:
         """KILL what runs the machine, as if from outside."""
-        raise NotImplementedError
 
     @pytest.fixture
     def state(self, tmp_path: Path) -> Path:

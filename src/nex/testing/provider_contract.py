@@ -74,11 +74,6 @@ class _Contract:
             limits=Limits(timeout_s=1.0, memory_bytes=64 * MIB, result_bytes=MIB),
         )
 
-    @pytest.fixture
-    def program(self) -> Path:
-        """The obedient program for the engine under test."""
-        raise NotImplementedError
-
 
 class FunctionContract(_Contract):
     """What a function must do. Give the fixtures ``provider`` and ``program``.
@@ -87,11 +82,6 @@ class FunctionContract(_Contract):
     (empty if there is none), ``fail``, ``spin`` (for ever), ``allocate`` (without end), ``large:N`` (N bytes),
     ``log:TEXT``, ``flood`` (endless output to the log), ``variables`` (all names, separated by commas).
     """
-
-    @pytest.fixture
-    def provider(self) -> type[Function]:
-        """The class under test."""
-        raise NotImplementedError
 
     async def test_payloads_go_through_unchanged(
         self, provider: type[Function], workload: Workload, lines: LogLines
@@ -285,11 +275,6 @@ class ServiceContract(_Contract):
     one of them in a session of its own, prints their ids as ``left N`` and then ``ready``, and waits or exits);
     ``variable NAME`` and ``folder`` (prints it); ``line N`` (a line of N bytes).
     """
-
-    @pytest.fixture
-    def provider(self) -> type[Service]:
-        """The class under test."""
-        raise NotImplementedError
 
     async def test_it_ends_by_itself(self, provider: type[Service], workload: Workload, lines: LogLines) -> None:
         """The exit code is told, as often as it is asked for."""

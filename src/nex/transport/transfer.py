@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
@@ -36,7 +37,7 @@ async def in_thread(function: Callable[..., T], *arguments: object) -> T:
         raise
 
 
-class _Transfer:
+class _Transfer(ABC):
     """An inbox, what has come to it, and the digest so far."""
 
     def __init__(self, connection: Connection) -> None:
@@ -62,8 +63,9 @@ class _Transfer:
         if self._subscription is not None:
             await self._subscription.unsubscribe()
 
+    @abstractmethod
     def _hear(self, msg: Msg) -> None:
-        raise NotImplementedError
+        """One message has come."""
 
     async def _sleep(self) -> None:
         """Wait until something has come."""
