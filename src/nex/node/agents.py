@@ -23,6 +23,7 @@ from nex.protocol.agent import (
     StopReply,
     StopRequest,
     agent_subject,
+    inbox_prefix,
 )
 from nex.protocol.base import Message
 from nex.tasks import TaskOwner
@@ -38,6 +39,7 @@ _PIECE_LIMIT_BYTES = 1024 * 1024
 _PIECES_UNDER_WAY = 32
 _MESSAGES_PER_S = 2000
 _LINES_PER_S = 4000
+_COMPLAINTS_PER_S = 5
 _STOP_SLACK_S = 5.0
 
 
@@ -80,6 +82,8 @@ class AgentLink:
         self._artifact: Path | None = None
         self._messages = Allowance(_MESSAGES_PER_S)
         self._lines = Allowance(_LINES_PER_S)
+        self._complaints = Allowance(_COMPLAINTS_PER_S)
+        self._inbox = f"{inbox_prefix(machine.id)}."
         self._pieces = 0
         self._tasks = TaskOwner(f"agent.{self.id}", self._bug)
 
@@ -89,10 +93,18 @@ class AgentLink:
         """One message of the agent, at ``now`` seconds of the loop's clock."""
         if not self._messages.take(1, now):
             return
+        # The server lets an agent ask for its answer anywhere: we must not speak to another agent in its place.
+        if msg.reply and not msg.reply.startswith(self._inbox):
+            self._complain(now, "agent_reply_foreign", f"a machine wants the answer to its {verb} sent to another")
+            return
         try:
             self._hear(verb, msg, now)
         except MessageError as error:
-            _log.warn("agent_message_damaged", f"a machine sent what is no {verb}: {error}", machine=self.id)
+            self._complain(now, "agent_message_damaged", f"a machine sent what is no {verb}: {error}")
+
+    def _complain(self, now: float, action: str, text: str) -> None:
+        if self._complaints.take(1, now):
+            _log.warn(action, text, machine=self.id)
 
     def _hear(self, verb: str, msg: Msg, now: float) -> None:
         if verb == "ready":

@@ -21,7 +21,7 @@ from nex.node.leaf import LeafLink
 from nex.node.machines import MachinePool
 from nex.node.means import Means
 from nex.node.plane import Plane
-from nex.node.policy import Rules
+from nex.node.policy import ALWAYS_DENIED, Rules
 from nex.node.preflight import check_isolation
 from nex.node.publisher import Publisher
 from nex.node.signals import StopSignals
@@ -116,7 +116,8 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
     public = await Connection.open(connect, reconnect_forever=True, on_event=_public_said)
     stack.push_async_callback(public.close)
     payload = max(public.max_payload, _MIN_PAYLOAD)
-    plane = Plane(state.subfolder("server"), leafnode=config.leafnode, max_payload=payload)
+    folder, denied = state.subfolder("server"), (*ALWAYS_DENIED, *config.deny_trigger_subjects)
+    plane = Plane(folder, leafnode=config.leafnode, max_payload=payload, denied=denied)
     pool = MachinePool(driver, plane, state, config)
     bridge = Bridge(public)
     plane.on_up, plane.on_down = bridge.open, pool.give_up_all

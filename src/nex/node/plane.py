@@ -35,8 +35,17 @@ _GRACE_S = 3.0
 class Plane:
     """The private server and the agents on it. Open, then `supervise` for as long as the node runs."""
 
-    def __init__(self, folder: Path, *, leafnode: Leafnode, max_payload: int) -> None:
+    def __init__(self, folder: Path, *, leafnode: Leafnode, max_payload: int, denied: tuple[str, ...] = ()) -> None:
+        """Prepare it.
+
+        Args:
+            folder: private to the server.
+            leafnode: how it joins the public system, if it does.
+            max_payload: the largest message, in bytes.
+            denied: subjects that no machine may hear of the public system.
+        """
         self._folder = folder
+        self._denied = denied
         self._leaf = LeafRemote(leafnode.urls, leafnode.credentials) if leafnode.urls else None
         self._max_payload = max_payload
         self._authority = PlaneAuthority.create()
@@ -155,7 +164,7 @@ class Plane:
 
     def data_credentials(self, machine_id: str, subscriptions: Iterable[tuple[str, str]]) -> Credentials:
         """What lets a machine hear these (subject, queue group) of the public system itself."""
-        return self._credentials(*self._authority.data_user(machine_id, subscriptions))
+        return self._credentials(*self._authority.data_user(machine_id, subscriptions, denied=self._denied))
 
     def _credentials(self, jwt: str, seed: str) -> Credentials:
         host, port = self.address

@@ -198,6 +198,60 @@ async def test_one_agent_can_neither_hear_nor_fake_another(plane: Plane, tmp_pat
         assert (tenant.exits, heard) == ([], [])
 
 
+@pytest.mark.parametrize("verb", ["ready", "artifact", "exit"])
+async def test_an_agent_cannot_have_the_node_speak_to_another(plane: Plane, tmp_path: Path, verb: str) -> None:
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(StartRequest(workload_id="w", namespace="n", name="x", type="v8", digest="", size=1).encode())
+    body = {"ready": READY, "artifact": ArtifactRequest(offset=0, size=1000), "exit": ServiceExit(code=1)}[verb]
+    async with (
+        agent(plane, "m1") as (link, rogue),
+        agent(plane, "m2") as (_, victim),
+        started(link, rogue, artifact) as (tenant, _),
+    ):
+        heard: list[str] = []
+        await victim.subscribe_direct("agent.m2.>", lambda msg: heard.append(msg.subject))
+        await victim.subscribe_direct("_INBOX.m2.>", lambda msg: heard.append(msg.subject))
+        for reply in ("agent.m2.start", "_INBOX.m2.x", "_INBOX.m1", "host.m2.exit"):
+            await rogue.publish(f"host.m1.{verb}", body.encode(), reply=reply)
+        await rogue.request("host.m1.ready", READY.encode())
+        await victim.request("host.m2.ready", READY.encode())
+
+        assert len(heard) == 1  # the last answer
+        assert tenant.exits == []
+
+
+async def test_a_flood_of_garbage_does_not_fill_the_nodes_log(plane: Plane, caplog: pytest.LogCaptureFixture) -> None:
+    async with agent(plane, "m1") as (_, connection):
+        for _ in range(500):
+            await connection.publish("host.m1.ready", b"{")
+        await connection.request("host.m1.ready", READY.encode())
+
+    said = [record for record in caplog.records if getattr(record, "action", "") == "agent_message_damaged"]
+    assert 0 < len(said) <= 10
+
+
+async def test_no_machine_hears_directly_what_is_denied(tmp_path: Path) -> None:
+    plane = Plane(tmp_path / "server", leafnode=Leafnode(), max_payload=1 << 20, denied=("a.secret.>",))
+    await plane.open()
+    public = await plane._connect("public", *plane._authority._user(plane._authority._data, "public", {}))
+    try:
+        granted = plane.data_credentials("m1", [("a.*", "q"), ("a.x.y", "q")])
+        options = ConnectOptions(servers=(granted.url,), jwt=granted.jwt, seed=granted.seed)
+        async with await Connection.open(options) as connection:
+            heard: list[str] = []
+            # The server takes this subscription, as `a.*` is allowed; it delivers nothing that is denied.
+            await connection.subscribe_direct("a.>", lambda msg: heard.append(msg.subject), queue="q")
+            for subject in ("a.secret.b", "a.x"):
+                await public.publish(subject)
+            await public.flush()
+            await connection.flush()
+
+            assert heard == ["a.x"]
+    finally:
+        await public.close()
+        await plane.close()
+
+
 async def test_a_machine_that_ends_while_it_is_asked_is_told_at_once(plane: Plane, tmp_path: Path) -> None:
     artifact = tmp_path / "artifact"
     artifact.write_bytes(b"x")
