@@ -1,11 +1,14 @@
+import asyncio
 import json
 import stat
 from pathlib import Path
 
+from nex.client.client import SETTLED, Client
+from nex.protocol.control import AuctionRequest
 from nex.testing.examples import Examples
 from nex.transport.connection import Connection
 
-from .commands import Nex, Running
+from .commands import PATIENCE_S, Nex, Running
 
 
 async def test_a_script_a_module_and_a_wasm_function_are_deployed_and_called(
@@ -77,6 +80,22 @@ async def test_the_old_copy_is_replaced_on_whichever_node_it_runs(nex: Nex, node
     assert new["node_name"] == "owl", "the node with the fewest workloads was to be taken"
     running = (await nex.ok("node", "probe", "--json")).json["workloads"]
     assert [w["id"] for w in running] == [new["id"]]
+
+
+async def test_nobody_waits_for_the_end_of_the_window_once_the_nodes_have_answered(
+    nex: Nex, node: Running, connection: Connection, examples: Examples
+) -> None:
+    patient = Client(connection, window_s=600, lull=SETTLED)
+    first = await nex.deploy(examples.script)
+    request = AuctionRequest(workload_types=("v8",))
+    async with asyncio.timeout(PATIENCE_S):
+        bids, copies = await patient.survey(request, "echojs")
+        assert ([bid.node_id for bid in bids], [copy.workload.id for copy in copies]) == (
+            [first["node_id"]],
+            [first["id"]],
+        )
+        assert (await patient.survey(request, "unknown"))[1] == []
+        assert [found.node_id for found in await patient.nodes()] == [first["node_id"]]
 
 
 async def test_copies_stay_when_asked_to(nex: Nex, node: Running, examples: Examples) -> None:

@@ -137,7 +137,7 @@ class Options:
 
     @property
     def window_s(self) -> float:
-        """How long the answers of many nodes are gathered."""
+        """How long the answers of many nodes are gathered at most."""
         return self.timeout_s if self.timeout_given else _WINDOW_S
 
     def literal_namespace(self) -> str:

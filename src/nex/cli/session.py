@@ -9,7 +9,7 @@ from typing import Any
 
 from nex.cli.options import DEFAULT_SERVER, Options
 from nex.cli.output import Output
-from nex.client.client import Client
+from nex.client.client import SETTLED, Client
 from nex.transport.connection import Connection
 from nex.transport.objects import ObjectStore
 from nex.transport.options import ConnectOptions, from_context
@@ -75,7 +75,13 @@ async def open_session(options: Options, *, namespace: str | None = None) -> Asy
     connection = await Connection.open(connecting)
     try:
         space = options.literal_namespace() if namespace is None else namespace
-        client = Client(connection, namespace=space, timeout_s=options.timeout_s, window_s=options.window_s)
+        client = Client(
+            connection,
+            namespace=space,
+            timeout_s=options.timeout_s,
+            window_s=options.window_s,
+            lull=None if options.timeout_given else SETTLED,
+        )
         yield Session(connection, client, connecting.domain, options, Output(as_json=options.json))
     finally:
         await connection.close()

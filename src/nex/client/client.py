@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,9 +29,9 @@ from nex.protocol.control import (
 from nex.protocol.ids import is_id
 from nex.security.claims import sign_stop
 from nex.security.keys import SigningKey
-from nex.transport.connection import Connection, Msg
+from nex.transport.connection import Connection, Lull, Msg
 
-__all__ = ["DEPLOY_TIMEOUT_S", "STOP_TIMEOUT_S", "Client", "Located"]
+__all__ = ["DEPLOY_TIMEOUT_S", "SETTLED", "STOP_TIMEOUT_S", "Client", "Located"]
 
 M = TypeVar("M", bound=Message)
 
@@ -38,6 +39,8 @@ DEPLOY_TIMEOUT_S = 90.0
 """A node downloads and compiles before it answers a deploy, and waits for the workload to start."""
 STOP_TIMEOUT_S = 30.0
 """A node gives a workload its grace before it answers a stop."""
+SETTLED = Lull(least_s=0.25, times=8)
+"""No more nodes will answer: long enough for a busy one, and for one much farther away than the nearest."""
 
 _GONE_TIMEOUT_S = 10.0
 _NO_SUCH_WORKLOAD = "No such workload"
@@ -59,7 +62,10 @@ class Located:
 
 
 class Client:
-    """Talks to the nodes of one NATS system in one namespace; ``window_s`` is how long answers of many are gathered."""
+    """Talks to the nodes of one NATS system in one namespace.
+
+    The answers of many nodes are gathered for ``window_s``, or until a ``lull`` (say, `SETTLED`) if that comes sooner.
+    """
 
     def __init__(
         self,
@@ -68,11 +74,13 @@ class Client:
         namespace: str = "default",
         timeout_s: float = 2.0,
         window_s: float | None = None,
+        lull: Lull | None = None,
     ) -> None:
         self._connection = connection
         self.namespace = namespace
         self._timeout_s = timeout_s
         self._window_s = timeout_s if window_s is None else window_s
+        self._lull = lull
 
     async def nodes(self) -> list[PingReply]:
         """Every node that answers, sorted by name."""
@@ -90,6 +98,15 @@ class Client:
         """The nodes that could run such a workload."""
         request = AuctionRequest(os=os, arch=arch, workload_types=workload_types, tags=dict(tags or {}))
         return await self._gather(subjects.AUCTION, request.encode(), PingReply)
+
+    async def survey(self, request: AuctionRequest, name: str) -> tuple[list[PingReply], list[Located]]:
+        """Asked for together: the nodes that could run a workload, and the workloads of that name that run already.
+
+        Nodes without such a workload say nothing about it; their bids tell when all have had the time to.
+        """
+        questions = [(subjects.AUCTION, request.encode()), (subjects.wping(self.namespace, name), b"")]
+        bids, pings = await self._connection.collect_all(questions, window_s=self._window_s, lull=self._lull)
+        return _opened(bids, PingReply), [one for one in _located(pings) if one.workload.name == name]
 
     async def find_node(self, text: str) -> str:
         """The id of the node that ``text`` names: an id, the beginning of one, or a node's name.
@@ -120,9 +137,7 @@ class Client:
         With ``first_only`` those of the node that answers first, at once.
         """
         subject = subjects.wping(self.namespace, name_or_id)
-        replies = await self._gather(subject, b"", WorkloadPingReply, first_only=first_only)
-        found = [Located(r.node_id, r.tags, workload) for r in replies for workload in r.running_machines]
-        return sorted(found, key=lambda one: (one.workload.name, one.workload.id))
+        return _located(await self._collect(subject, b"", first_only=first_only))
 
     async def find_workloads(self, name_or_id: str) -> list[Located]:
         """The workload of that id, or all of that name, sorted by node.
@@ -228,9 +243,13 @@ class Client:
             raise DeadlineError(f"node {node_id}", error.timeout_s) from error
         return Envelope.open(msg.data, cls, node_id=node_id)
 
-    async def _gather(self, subject: str, body: bytes, cls: type[M], *, first_only: bool = False) -> list[M]:
-        messages = await self._connection.collect(subject, body, window_s=self._window_s, first_only=first_only)
-        return [reply for reply in (_open(msg, cls) for msg in messages) if reply is not None]
+    async def _gather(self, subject: str, body: bytes, cls: type[M]) -> list[M]:
+        return _opened(await self._collect(subject, body), cls)
+
+    async def _collect(self, subject: str, body: bytes, *, first_only: bool = False) -> list[Msg]:
+        return await self._connection.collect(
+            subject, body, window_s=self._window_s, first_only=first_only, lull=self._lull
+        )
 
 
 def is_node_id(text: str) -> bool:
@@ -238,9 +257,16 @@ def is_node_id(text: str) -> bool:
     return len(text) == 56 and text.startswith("N") and text.isalnum() and text.isupper()  # noqa: PLR2004
 
 
-def _open(msg: Msg, cls: type[M]) -> M | None:
-    """One answer of many; one that is broken or a refusal must not hide the others."""
-    try:
-        return Envelope.open(msg.data, cls)
-    except (MessageError, RefusedError):
-        return None
+def _located(messages: list[Msg]) -> list[Located]:
+    replies = _opened(messages, WorkloadPingReply)
+    found = [Located(r.node_id, r.tags, workload) for r in replies for workload in r.running_machines]
+    return sorted(found, key=lambda one: (one.workload.name, one.workload.id))
+
+
+def _opened(messages: list[Msg], cls: type[M]) -> list[M]:
+    """Answers of many; one that is broken or a refusal must not hide the others."""
+    replies = []
+    for msg in messages:
+        with contextlib.suppress(MessageError, RefusedError):
+            replies.append(Envelope.open(msg.data, cls))
+    return replies

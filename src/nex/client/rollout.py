@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ from nex.client.bundle import FUNCTION_TYPES, Order, Signer
 from nex.client.client import Client, Located
 from nex.client.placement import may_try_next, rank
 from nex.errors import NotFoundError, RefusedError
-from nex.protocol.control import DeployReply, PingReply
+from nex.protocol.control import AuctionRequest, DeployReply, PingReply
 
 __all__ = ["Deployed", "Target", "deploy_to", "place", "remove", "survey", "target_of"]
 
@@ -78,10 +77,9 @@ async def survey(client: Client, artifact: Artifact) -> tuple[list[PingReply], l
         NotFoundError: no node can.
     """
     system = "" if artifact.type in FUNCTION_TYPES else "linux"
-    async with asyncio.TaskGroup() as group:
-        bids = group.create_task(client.auction(os=system, arch=artifact.arch, workload_types=(artifact.type,)))
-        running = group.create_task(client.workloads(artifact.name))
-    return rank(bids.result()), [found for found in running.result() if found.workload.name == artifact.name]
+    request = AuctionRequest(os=system, arch=artifact.arch, workload_types=(artifact.type,))
+    bids, copies = await client.survey(request, artifact.name)
+    return rank(bids), copies
 
 
 async def remove(client: Client, copies: list[Located], signer: Signer, *, remark: Callable[[str], None]) -> None:

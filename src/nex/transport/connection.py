@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import re
 import secrets
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,11 +18,11 @@ from nex.telemetry.logs import Log
 from nex.transport.credentials import client_arguments, needs_files
 from nex.transport.message import Msg
 from nex.transport.options import ConnectOptions
-from nex.transport.requests import Requests
+from nex.transport.requests import Lull, Requests
 from nex.transport.subscription import PENDING_LIMIT, Intake, Subscription
 from nex.transport.wire import Wire
 
-__all__ = ["Connection", "Msg", "Subscription"]
+__all__ = ["Connection", "Lull", "Msg", "Subscription"]
 
 _RECONNECT_WAIT_S = 0.25
 _RECONNECT_ATTEMPTS = 20  # about five seconds without any server, unless we reconnect for ever
@@ -158,14 +158,31 @@ class Connection:
         return await self._requests.ask(subject, payload, headers, limit_s)
 
     async def collect(
-        self, subject: str, payload: bytes = b"", *, window_s: float, first_only: bool = False
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        window_s: float,
+        first_only: bool = False,
+        lull: Lull | None = None,
     ) -> list[Msg]:
-        """Send one message and gather every answer that comes within ``window_s`` seconds.
+        """Send one message and gather every answer that comes within ``window_s`` seconds, or before the ``lull``.
 
         Returns:
             The answers in the order they came, empty at once if nobody listens; just one when ``first_only``.
         """
-        return await self._requests.gather(subject, payload, window_s, first_only=first_only)
+        question = (subject, payload)
+        (answers,) = await self._requests.gather([question], window_s, first_only=first_only, lull=lull)
+        return answers
+
+    async def collect_all(
+        self, questions: Sequence[tuple[str, bytes]], *, window_s: float, lull: Lull | None = None
+    ) -> list[list[Msg]]:
+        """`collect` for several messages (subject, payload) at once; the lull is one in the answers to any of them.
+
+        So the answers to one tell how long to wait for those to another, to which nobody may have an answer.
+        """
+        return await self._requests.gather(questions, window_s, first_only=False, lull=lull)
 
     def new_inbox(self) -> str:
         """A subject of our own for answers."""

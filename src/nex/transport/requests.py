@@ -5,16 +5,30 @@ from __future__ import annotations
 import asyncio
 import itertools
 import secrets
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from nex.errors import DeadlineError, RefusedError, UnreachableError
 from nex.transport.message import Msg
 from nex.transport.wire import Wire
 
-__all__ = ["Requests"]
+__all__ = ["Lull", "Requests"]
 
 _NO_RESPONDERS = "503"
+
+
+@dataclass(frozen=True, slots=True)
+class Lull:
+    """When to expect no further answer: none came for ``least_s``, nor for ``times`` as long as the first one took."""
+
+    least_s: float
+    times: float
+
+    def length_s(self, first_s: float) -> float:
+        """How long nobody must have answered if the first answer took ``first_s``."""
+        return max(self.least_s, self.times * first_s)
 
 
 @dataclass(slots=True)
@@ -61,32 +75,27 @@ class Requests:
             raise UnreachableError(f"nobody listens on {subject}")
         return msg
 
-    async def gather(self, subject: str, payload: bytes, window_s: float, *, first_only: bool) -> list[Msg]:
-        """Send and gather answers for ``window_s`` seconds."""
-        answers: list[Msg] = []
-        ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-        def take(msg: Msg) -> None:
-            nobody = msg.status == _NO_RESPONDERS and not msg.data
-            if not nobody:
-                answers.append(msg)
-            if (nobody or first_only) and not ended.done():
-                ended.set_result(None)
-
-        def fail(error: Exception) -> None:
-            if not ended.done():
-                ended.set_exception(error)
-
-        token = self._open(_Question(subject, take, fail))
+    async def gather(
+        self, questions: Sequence[tuple[str, bytes]], window_s: float, *, first_only: bool, lull: Lull | None
+    ) -> list[list[Msg]]:
+        """Send all questions, subject and payload, and gather the answers to each; see `Connection.collect_all`."""
+        gathering = _Gathering(len(questions), first_only=first_only, lull=lull)
+        tokens = [
+            self._open(_Question(subject, partial(gathering.take, number), gathering.fail))
+            for number, (subject, _) in enumerate(questions)
+        ]
         try:
-            self._wire.send(subject, payload, self._inbox + token, None)
+            for token, (subject, payload) in zip(tokens, questions, strict=True):
+                self._wire.send(subject, payload, self._inbox + token, None)
             async with asyncio.timeout(window_s):
-                await ended
+                await gathering.ended
         except TimeoutError:
-            pass  # the window has closed, which is how it ends when somebody listens
+            pass  # the window has closed
         finally:
-            del self._questions[token]
-        return answers[:1] if first_only else answers
+            gathering.close()
+            for token in tokens:
+                del self._questions[token]
+        return gathering.answers
 
     def refuse(self, kind: str, subject: str) -> None:
         """The server said that we may not publish or subscribe there; it says so in lower case."""
@@ -115,3 +124,49 @@ class Requests:
         question = self._questions.get(msg.subject[len(self._inbox) :])
         if question is not None:
             question.take(msg)
+
+
+class _Gathering:
+    """The answers to some questions, until nobody is left who could answer."""
+
+    def __init__(self, count: int, *, first_only: bool, lull: Lull | None) -> None:
+        self.answers: list[list[Msg]] = [[] for _ in range(count)]
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self._heard = count  # how many of the questions reach anybody
+        self._first_only = first_only
+        self._lull = lull
+        self._lull_s = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self._began = time.monotonic()
+
+    def take(self, number: int, msg: Msg) -> None:
+        """One answer to the question of that number."""
+        if self.ended.done():
+            return
+        if msg.status == _NO_RESPONDERS and not msg.data:
+            self._heard -= 1
+            if not self._heard:
+                self._end()
+            return
+        self.answers[number].append(msg)
+        if self._first_only:
+            self._end()
+        elif self._lull is not None:
+            self._lull_s = self._lull_s or self._lull.length_s(time.monotonic() - self._began)
+            self.close()
+            self._timer = self._loop.call_later(self._lull_s, self._end)
+
+    def fail(self, error: Exception) -> None:
+        """No answer can come."""
+        if not self.ended.done():
+            self.ended.set_exception(error)
+
+    def close(self) -> None:
+        """Wait for no lull any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end(self) -> None:
+        if not self.ended.done():
+            self.ended.set_result(None)

@@ -7,7 +7,7 @@ import pytest
 
 from nex.errors import DeadlineError, UnreachableError, UsageError
 from nex.testing.servers import public_server
-from nex.transport.connection import Connection, Msg
+from nex.transport.connection import Connection, Lull, Msg
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
 
@@ -80,6 +80,44 @@ async def test_collect_gathers_every_answer_of_the_window(connection: Connection
     assert sorted(answer.data for answer in answers) == [b"a", b"b", b"c"]
     assert len(await connection.collect("roll", window_s=30, first_only=True)) == 1
     assert await connection.collect("nobody", window_s=30) == []
+
+
+async def test_collecting_ends_with_a_lull_long_before_its_window(connection: Connection) -> None:
+    for name in (b"a", b"b"):
+        await connection.subscribe_direct("roll", partial(_answer, connection, name))
+    async with asyncio.timeout(20):
+        answers = await connection.collect("roll", window_s=60, lull=Lull(least_s=0.05, times=4))
+    assert sorted(answer.data for answer in answers) == [b"a", b"b"]
+
+
+async def test_every_answer_puts_the_lull_off_and_the_window_bounds_it(connection: Connection) -> None:
+    loop = asyncio.get_running_loop()
+
+    def slow(msg: Msg) -> None:
+        for number in range(4):
+            loop.call_later(0.15 * number, _answer, connection, b"%d" % number, msg)
+
+    await connection.subscribe_direct("slow", slow)
+    async with asyncio.timeout(20):
+        answers = await connection.collect("slow", window_s=60, lull=Lull(least_s=0.4, times=1))
+        assert [answer.data for answer in answers] == [b"0", b"1", b"2", b"3"]
+        assert len(await connection.collect("slow", window_s=0.05, lull=Lull(least_s=60, times=1))) == 1
+
+
+def test_a_lull_is_longer_where_the_first_answer_took_longer() -> None:
+    lull = Lull(least_s=0.25, times=8)
+    assert lull.length_s(0.001) == 0.25
+    assert lull.length_s(0.1) == 0.8
+
+
+async def test_the_answers_to_one_question_end_the_wait_for_those_to_another(connection: Connection) -> None:
+    await connection.subscribe_direct("loud", partial(_answer, connection, b"here"))
+    await connection.subscribe_direct("mute", lambda _msg: None)
+    questions = [("mute", b""), ("loud", b""), ("nobody", b"")]
+    async with asyncio.timeout(20):
+        mute, loud, nobody = await connection.collect_all(questions, window_s=60, lull=Lull(least_s=0.05, times=4))
+        assert ([answer.data for answer in loud], mute, nobody) == ([b"here"], [], [])
+        assert await connection.collect_all([("nobody", b""), ("none", b"")], window_s=60) == [[], []]
 
 
 def _answer(connection: Connection, name: bytes, msg: Msg) -> None:
