@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Generator
 import pytest
 import pytest_asyncio
 import uvloop
+from hypothesis import settings
 
 from nex.processes import become_subreaper
 from nex.testing.leftovers import Snapshot, leftovers, tasks_left
@@ -18,6 +19,11 @@ from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
 
 _TIDY = {"integration", "acceptance"}
+
+# The same examples in every run; HYPOTHESIS_PROFILE=fuzz looks for new ones. A slow machine is no failure.
+settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
+settings.register_profile("fuzz", max_examples=2000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
 def _is_watched(request: pytest.FixtureRequest) -> bool:

@@ -8,38 +8,13 @@ import resource
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from nex.processes import Child, Exit, LineReader, children_of, fork_process
+from nex.testing.processes import ended, is_alive
 
 ENVIRONMENT = {"PATH": os.environ["PATH"]}
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state not in b"ZX"
-
-
-async def ended(pid: int) -> None:
-    """Wait for the end of a process that is not our child."""
-    try:
-        pidfd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return
-    loop = asyncio.get_running_loop()
-    gone = asyncio.Event()
-    loop.add_reader(pidfd, gone.set)
-    try:
-        async with asyncio.timeout(10):
-            await gone.wait()
-    finally:
-        loop.remove_reader(pidfd)
-        os.close(pidfd)
 
 
 class Shell:

@@ -16,6 +16,7 @@ from pathlib import Path
 import uvloop
 
 from nex import __version__
+from nex.agent.link import connect
 from nex.agent.work import Work
 from nex.errors import MessageError, NexError, RefusedError, UnreachableError, UsageError
 from nex.processes import kill_all_below, reap_adopted
@@ -29,13 +30,11 @@ from nex.protocol.agent import (
     StopRequest,
     agent_subject,
     host_subject,
-    inbox_prefix,
 )
 from nex.providers import registry
 from nex.tasks import TaskOwner
 from nex.telemetry import logs
 from nex.transport.connection import Connection, Msg
-from nex.transport.options import ConnectOptions
 
 __all__ = ["Agent", "main", "serve"]
 
@@ -151,15 +150,8 @@ async def serve(hello: Hello, folder: Path, started_ns: int) -> None:
     Raises:
         NexError: the node cannot be reached or does not want us.
     """
-    credentials = hello.credentials
-    options = ConnectOptions(
-        servers=(credentials.url,),
-        name=f"nex agent {hello.machine_id}",
-        jwt=credentials.jwt,
-        seed=credentials.seed,
-        inbox_prefix=inbox_prefix(hello.machine_id),
-    )
-    async with await Connection.open(options) as connection:
+    name = f"nex agent {hello.machine_id}"
+    async with await connect(hello.credentials, hello.machine_id, name=name) as connection:
         agent = Agent(hello.machine_id, connection, folder)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, agent.ended.set)

@@ -8,15 +8,15 @@ from pathlib import Path
 
 from nex.agent.artifact import fetch
 from nex.agent.calls import Calls
+from nex.agent.link import connect
 from nex.agent.output import Output
 from nex.errors import StartError
 from nex.processes import Exit
-from nex.protocol.agent import ServiceExit, StartRequest, host_subject, inbox_prefix
+from nex.protocol.agent import ServiceExit, StartRequest, host_subject
 from nex.providers import registry
 from nex.providers.base import Function, Provider, Service, Workload
 from nex.tasks import TaskOwner
 from nex.transport.connection import Connection
-from nex.transport.options import ConnectOptions
 
 __all__ = ["Work"]
 
@@ -100,15 +100,9 @@ class Work:
 
     async def _serve(self, function: Function, request: StartRequest) -> None:
         connection = self._connection
-        if (credentials := request.data) is not None:
-            options = ConnectOptions(
-                servers=(credentials.url,),
-                name=f"nex triggers of {self._machine_id}",
-                jwt=credentials.jwt,
-                seed=credentials.seed,
-                inbox_prefix=inbox_prefix(self._machine_id),
-            )
-            connection = self._data = await Connection.open(options)
+        if request.data is not None:
+            name = f"nex triggers of {self._machine_id}"
+            connection = self._data = await connect(request.data, self._machine_id, name=name)
             self._tasks.start(self._watch_data(connection), name="data")
         subject = host_subject(self._machine_id, "calls")
         self._calls = Calls(

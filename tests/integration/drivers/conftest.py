@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from providers.conftest import obedient_service
+from agent.conftest import driver, node, obedient_service
 
-__all__ = ["obedient_service"]
+__all__ = ["driver", "node", "obedient_service"]

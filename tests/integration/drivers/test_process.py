@@ -9,12 +9,10 @@ import os
 import signal
 import stat
 import sys
-from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import msgspec
 import pytest
-import pytest_asyncio
 
 from nex.drivers import registry
 from nex.drivers.base import DriverContext, Handle
@@ -23,23 +21,10 @@ from nex.drivers.process.driver import ProcessDriver
 from nex.drivers.process.machine import ProcessMachine
 from nex.errors import MachineError, NotFoundError
 from nex.processes import Child, Exit, LineReader, children_of
-from nex.testing.plane import Plane, plane
+from nex.testing.plane import Plane
+from nex.testing.processes import ended
 
 NODE = Path(__file__).parent / "node_program.py"
-
-
-@pytest_asyncio.fixture
-async def node() -> AsyncGenerator[Plane]:
-    async with plane() as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def driver(tmp_path: Path) -> AsyncGenerator[ProcessDriver]:
-    made = ProcessDriver(DriverContext(tmp_path / "state"))
-    await made.open()
-    yield made
-    await made.close()
 
 
 async def ready_machine(driver: ProcessDriver, node: Plane, machine_id: str = "m1") -> ProcessMachine:
@@ -63,20 +48,8 @@ async def escaped(node: Plane, service: Path) -> list[int]:
 
 async def all_gone(pids: list[int]) -> None:
     """Wait for the end of processes that are not our children."""
-    loop = asyncio.get_running_loop()
     for pid in pids:
-        try:
-            pidfd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            continue
-        gone = asyncio.Event()
-        loop.add_reader(pidfd, gone.set)
-        try:
-            async with asyncio.timeout(10):
-                await gone.wait()
-        finally:
-            loop.remove_reader(pidfd)
-            os.close(pidfd)
+        await ended(pid)
         assert tree.start_ticks(pid) is None
 
 

@@ -9,7 +9,7 @@ import os
 import signal
 import struct
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from nex.node.node import NodeFace
 from nex.protocol import control, subjects
 from nex.protocol.control import DeployReply, DeployRequest, Envelope, InfoReply, StopReply, StopRequest
 from nex.protocol.events import CloudEvent
+from nex.protocol.ids import new_id
 from nex.protocol.location import Location
 from nex.protocol.logs import LogRecord
 from nex.security.claims import sign_deploy, sign_stop
@@ -159,7 +160,7 @@ class Driven:
         async with asyncio.timeout(20):
             while True:
                 with contextlib.suppress(NexError):
-                    if not (await self.call(subject)).headers:
+                    if not (await self.client.request(subject, b"hello", timeout_s=1)).headers:
                         return
                 await self.client.flush()
 
@@ -177,6 +178,25 @@ class Driven:
         """Wait until the node has ended by itself; its exit code."""
         assert self.life is not None
         return await self.life
+
+
+async def ask_all(client: Connection, requests: Sequence[tuple[str, bytes]], expected: int) -> list[list[Msg]]:
+    """Send requests and wait for that many answers to all of them; what comes later is still added to the lists."""
+    answers: list[list[Msg]] = [[] for _ in requests]
+    enough = asyncio.Event()
+    inbox = f"_INBOX.{new_id()}"
+
+    def take(msg: Msg) -> None:
+        answers[int(msg.subject.rpartition(".")[2])].append(msg)
+        if sum(map(len, answers)) >= expected:
+            enough.set()
+
+    await client.subscribe_direct(f"{inbox}.*", take)
+    for number, (subject, payload) in enumerate(requests):
+        await client.publish(subject, payload, reply=f"{inbox}.{number}")
+    async with asyncio.timeout(20):
+        await enough.wait()
+    return answers
 
 
 Start = Callable[..., contextlib.AbstractAsyncContextManager[Driven]]

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import json
 
 import pytest
@@ -8,7 +7,7 @@ import pytest
 from nex.protocol import control, subjects
 from nex.protocol.control import Envelope, LameduckReply, PingReply, WorkloadPingReply
 
-from .conftest import Driven
+from .conftest import Driven, ask_all
 
 GARBAGE = [
     b"",
@@ -39,13 +38,13 @@ async def test_every_request_gets_one_reply_and_ends_nothing(driven: Driven, bod
         "$NEX.WPING.a.b.c": 0,
     }
 
-    async def count(subject: str) -> int:
-        return len(await driven.client.collect(subject, body, window_s=0.3))
-
-    counts = await asyncio.gather(*map(count, answered))
-
-    assert dict(zip(answered, counts, strict=True)) == answered
+    answers = await ask_all(driven.client, [(subject, body) for subject in answered], sum(answered.values()))
     assert (await driven.ping()).node_id == node_id
+    driven.stopping.set()
+    assert await driven.wait_end() == 0
+    await driven.client.flush()  # whatever the node had to say is here now
+
+    assert {subject: len(answers[number]) for number, subject in enumerate(answered)} == answered
 
 
 async def test_a_refusal_looks_like_one_of_0_2(driven: Driven) -> None:
@@ -57,8 +56,8 @@ async def test_a_refusal_looks_like_one_of_0_2(driven: Driven) -> None:
 
 
 async def test_ping_and_auction_tell_the_same(driven: Driven) -> None:
-    (auction,) = await driven.client.collect(subjects.AUCTION, b'{"workload_types":["v8"],"os":"LINUX"}', window_s=0.3)
-    (ping,) = await driven.client.collect(subjects.PING, window_s=0.3)
+    auction = await driven.client.request(subjects.AUCTION, b'{"workload_types":["v8"],"os":"LINUX"}', timeout_s=10)
+    ping = await driven.client.request(subjects.PING, timeout_s=10)
 
     told = Envelope.open(auction.data, PingReply)
     assert json.loads(auction.data)["type"] == control.AUCTION_RESPONSE
@@ -76,15 +75,12 @@ async def test_who_does_not_fit_is_silent_in_an_auction(driven: Driven) -> None:
 async def test_workloads_are_found_by_namespace_name_and_id(driven: Driven) -> None:
     reply = await driven.deploy(await driven.request(), "Tenant")
 
-    async def found(*tokens: str) -> int:
-        answers = await driven.client.collect(".".join(("$NEX.WPING", *tokens)), window_s=0.2)
-        return sum(len(Envelope.open(answer.data, WorkloadPingReply).running_machines) for answer in answers)
-
-    assert await found("tenant") == 1
-    assert await found("tenant", "ECHO") == 1
-    assert await found("tenant", reply.id) == 1
-    assert await found("tenant", "other") == 0
-    assert await found("default") == 0
+    for wanted in (("tenant",), ("tenant", "ECHO"), ("tenant", reply.id)):
+        answer = await driven.client.request(".".join(("$NEX.WPING", *wanted)), timeout_s=10)
+        (machine,) = Envelope.open(answer.data, WorkloadPingReply).running_machines
+        assert machine.id == reply.id
+    for unknown in ("tenant.other", "default"):
+        assert await driven.client.collect(f"$NEX.WPING.{unknown}", window_s=0.2) == []
     assert len((await driven.info("TENANT")).machines) == 1
     assert len((await driven.info("default")).machines) == 0
 

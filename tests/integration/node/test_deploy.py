@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,9 @@ from nex.errors import RefusedError, UnreachableError
 from nex.protocol import subjects
 from nex.protocol.location import Location
 from nex.security.claims import sign_stop
+from nex.transport.connection import Connection
 
-from .conftest import BUCKET, ECHO, SLEEPS, Driven, Start, says_and_exits
+from .conftest import BUCKET, ECHO, SLEEPS, Driven, Start, ask_all, says_and_exits
 
 
 async def test_a_function_from_deploy_to_stop(driven: Driven) -> None:
@@ -213,13 +213,14 @@ async def test_an_artifact_is_fetched_once_and_then_known_by_its_digest(driven: 
     assert [path.name for path in (driven.config.state_dir / "artifacts").iterdir()] == files
 
 
-async def test_copies_share_the_load(start: Start, tmp_path: Path) -> None:
+async def test_copies_share_the_load(start: Start, connection: Connection) -> None:
     script = b"(s, p) => { return 'x' }"
     async with start(name="one") as one, start(name="two") as two:
         two.issuer = one.issuer
         await one.deploy(await one.request(script))
         await two.deploy(await two.request(script))
 
-        answers = [await one.client.collect("fn.echo", b"", window_s=0.05) for _ in range(20)]
+        answers = await ask_all(one.client, [("fn.echo", b"")] * 20, 20)
+    await connection.flush()  # the nodes have ended: whatever they had to say is here now
 
     assert {len(answer) for answer in answers} == {1}

@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from nex.node import leaf
 from nex.node.config import Leafnode
 from nex.node.leaf import LeafLink
 from nex.node.plane import Plane
 from nex.protocol.agent import ERROR_HEADER
 from nex.testing.servers import config_server
+from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
 
-from .conftest import Start
+from .conftest import Start, ask_all
 
 
 async def test_triggers_go_straight_to_the_agent(
@@ -35,7 +37,10 @@ async def test_triggers_go_straight_to_the_agent(
     assert any(getattr(record, "action", "") == "leafnode_up" for record in caplog.records)
 
 
-async def test_a_system_that_takes_no_leaf_nodes_is_bridged(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_system_that_takes_no_leaf_nodes_is_bridged(
+    start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(leaf, "_PATIENCE_S", 0.5)
     async with start(**{"leafnode.urls": ["nats://127.0.0.1:1"]}) as driven:
         await driven.deploy(await driven.request(b"(s, p) => s"))
 
@@ -44,17 +49,18 @@ async def test_a_system_that_takes_no_leaf_nodes_is_bridged(start: Start, caplog
     assert any(getattr(record, "action", "") == "leafnode_down" for record in caplog.records)
 
 
-async def test_copies_behind_leaf_links_and_bridges_share_the_load(start: Start, server: NatsServer) -> None:
-    leaf = {"leafnode.urls": [server.leaf_url]}
+async def test_copies_behind_leaf_links_and_bridges_share_the_load(
+    start: Start, server: NatsServer, connection: Connection
+) -> None:
+    linked = {"leafnode.urls": [server.leaf_url]}
     triggers = ("a.*.c", "b.>")
-    async with start(name="one", **leaf) as one, start(name="two", **leaf) as two, start(name="three") as three:
+    async with start(name="one", **linked) as one, start(name="two", **linked) as two, start(name="three") as three:
         two.issuer = three.issuer = one.issuer
         for node in (one, two, three):
             await node.deploy(await node.request(b"(s, p) => s", trigger_subjects=triggers))
 
-        answers = [
-            await one.client.collect(subject, window_s=0.05) for subject in ("a.x.c", "b.1.2") for _ in range(10)
-        ]
+        answers = await ask_all(one.client, [("a.x.c", b""), ("b.1.2", b"")] * 10, 20)
+    await connection.flush()  # the nodes have ended: whatever they had to say is here now
 
     assert {len(answer) for answer in answers} == {1}
     assert {answer[0].data for answer in answers} == {b'"a.x.c"', b'"b.1.2"'}

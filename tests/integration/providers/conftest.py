@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -50,3 +51,14 @@ def obedient_service() -> Path:
     target = f"{platform.machine()}-linux-musl"
     result = _ROOT / "build" / "tests" / "obey-service"
     return _compile(_PROGRAMS / "obey_service.c", result, "-target", target, "-static")
+
+
+@pytest.fixture
+def inheritable_file(tmp_path: Path) -> Generator[Path]:
+    """A file that the agent has open and that may be inherited; no workload may have it."""
+    secret = tmp_path / "secret"
+    secret.write_text("hidden")
+    fd = os.open(secret, os.O_RDONLY)
+    os.set_inheritable(fd, True)
+    yield secret
+    os.close(fd)

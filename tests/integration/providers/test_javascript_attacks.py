@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from pathlib import Path
 
@@ -182,27 +181,15 @@ async def test_what_is_out_of_reach(run: Runner, reach: str, tmp_path: Path, mon
             listener.accept()
 
 
-async def test_files_of_the_agent_are_not_inherited(run: Runner, tmp_path: Path) -> None:
+async def test_files_of_the_agent_are_not_inherited(run: Runner, inheritable_file: Path) -> None:
     """What the agent has open, whether it may be inherited or not, the worker has not."""
-    secret = tmp_path / "secret"
-    secret.write_text("hidden")
-    fd = os.open(secret, os.O_RDONLY)
-    try:
-        os.set_inheritable(fd, True)
-        async with run("() => 1") as call:
-            (pid,) = call.function.pids  # type: ignore[attr-defined]
-            files = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
-            assert str(secret) not in files
-            environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-            names = {pair.split(b"=")[0] for pair in environment if pair}
-            assert names == {
-                b"DENO_DIR",
-                b"DENO_EMIT_CACHE_MODE",
-                b"DENO_NO_UPDATE_CHECK",
-                b"NO_COLOR",
-            }
-    finally:
-        os.close(fd)
+    async with run("() => 1") as call:
+        (pid,) = call.function.pids  # type: ignore[attr-defined]
+        files = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+        assert str(inheritable_file) not in files
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        names = {pair.split(b"=")[0] for pair in environment if pair}
+        assert names == {b"DENO_DIR", b"DENO_EMIT_CACHE_MODE", b"DENO_NO_UPDATE_CHECK", b"NO_COLOR"}
 
 
 async def test_the_environment_of_the_workload_is_in_no_argv_and_no_environ(run: Runner) -> None:

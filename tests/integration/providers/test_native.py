@@ -77,23 +77,17 @@ async def test_memory_is_limited(workload: Workload) -> None:
     assert exited == Exit(5)
 
 
-async def test_files_of_the_agent_are_not_inherited(workload: Workload, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("hidden")
-    fd = os.open(secret, os.O_RDONLY)
-    try:
-        os.set_inheritable(fd, True)
-        lines = LogLines()
-        service = NativeProvider(replace(workload, argv=("wait",)), lines)
-        await service.start()
-        await lines.wait_for("ready")
-        (pid,) = service.pids
-        files = {int(link.name): str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
-        await service.stop(5)
-        assert set(files) == {0, 1, 2}
-        assert files[0] == "/dev/null"
-    finally:
-        os.close(fd)
+@pytest.mark.usefixtures("inheritable_file")
+async def test_files_of_the_agent_are_not_inherited(workload: Workload) -> None:
+    lines = LogLines()
+    service = NativeProvider(replace(workload, argv=("wait",)), lines)
+    await service.start()
+    await lines.wait_for("ready")
+    (pid,) = service.pids
+    files = {int(link.name): str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    await service.stop(5)
+    assert set(files) == {0, 1, 2}
+    assert files[0] == "/dev/null"
 
 
 async def test_waiting_for_what_was_not_started(workload: Workload) -> None:

@@ -233,14 +233,14 @@ def test_a_null_error_is_none() -> None:
 
 
 @pytest.mark.parametrize("cls", REQUESTS + REPLIES)
-@settings(max_examples=30)
+@settings(max_examples=settings().max_examples * 3 // 10)
 @given(data=st.binary(max_size=60))
 def test_any_bytes_give_a_message_or_a_message_error(cls: type[Message], data: bytes) -> None:
     only_message_errors(cls, data)
 
 
 @pytest.mark.parametrize("cls", REQUESTS + REPLIES)
-@settings(max_examples=30)
+@settings(max_examples=settings().max_examples * 3 // 10)
 @given(value=OBJECTS | JSON)
 def test_any_json_gives_a_message_or_a_message_error(cls: type[Message], value: Any) -> None:
     only_message_errors(cls, json.dumps(value).encode())

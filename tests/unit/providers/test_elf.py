@@ -127,7 +127,7 @@ def test_this_interpreter_is_dynamic() -> None:
         check(Path(sys.executable).resolve())
 
 
-@settings(max_examples=500, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=settings().max_examples * 5, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([make(), make(kind=SHARED, dynamic=[(FLAGS_1, PIE), (NULL, 0)]), make(interpreter=b"/lib\0")]),
     st.lists(st.tuples(st.integers(0, 0x1FF), st.integers(0, 255)), max_size=12),
