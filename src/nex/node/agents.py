@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 from nex.drivers.base import Machine
-from nex.errors import DeadlineError, MachineError, MessageError, NexError, UnreachableError
+from nex.errors import DeadlineError, MachineError, MessageError, NexError, RefusedError, UnreachableError
 from nex.node.rates import Allowance
 from nex.protocol.agent import (
     ERROR_HEADER,
@@ -159,7 +159,8 @@ class AgentLink:
         """Have the agent start a workload; ``tenant`` hears of it from now on.
 
         Raises:
-            MachineError: the agent refused, with its own text; or the machine is gone.
+            RefusedError: the agent refused, with its own text.
+            MachineError: the machine is gone.
             DeadlineError: it did not answer in time.
         """
         self._tenant = tenant
@@ -169,7 +170,7 @@ class AgentLink:
         finally:
             self._artifact = None
         if reply.error is not None:
-            raise MachineError(f"workload rejected by agent: {reply.error}")
+            raise RefusedError(f"workload rejected by agent: {reply.error}")
 
     async def stop(self, grace_s: float) -> StopReply:
         """Have the agent stop its workload.

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
-from nex.errors import DeadlineError, MachineError, NexError, RefusedError
+from nex.errors import DeadlineError, MachineError, NexError, RefusedError, UsageError
 from nex.node import lifecycle
 from nex.node.agents import AgentLink
 from nex.node.artifacts import Artifact
@@ -176,13 +176,23 @@ class Workload:
             self.started.set_result(None)
 
     async def _end(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        await self._tasks.aclose()
-        await self._release()
-        await self._route.close()
-        if self._artifact is not None:
-            await self._means.artifacts.release(self._artifact)
+        try:
+            async with contextlib.AsyncExitStack() as stack:  # each is done, whatever becomes of the others
+                if self._artifact is not None:
+                    stack.push_async_callback(self._means.artifacts.release, self._artifact)
+                stack.push_async_callback(self._route.close)
+                stack.push_async_callback(self._release)
+                stack.push_async_callback(self._tasks.aclose)
+                if self._timer is not None:
+                    self._timer.cancel()
+        except BaseException as error:
+            self.trouble = self.trouble or error
+            raise
+        finally:
+            self._tell_end()
+
+    def _tell_end(self) -> None:
+        """Let go of everybody who waits for us."""
         if not self.started.done():
             text = _STOPPED_EARLY if self.trouble is None else "The node failed; its log says more"
             self.started.set_exception(RefusedError(text))
@@ -210,18 +220,34 @@ class Workload:
             admit = self._admit
             self._artifact = await means.artifacts.take(self.order, lambda size: admit(self, size), known=self.digest)
             self.digest = self._artifact.digest
+        try:
+            await self._start_somewhere(self._artifact)
+        except MachineError as error:
+            raise RefusedError(f"Failed to deploy workload: it was lost in two machines: {error}") from error
+
+    async def _start_somewhere(self, artifact: Artifact) -> None:
+        """Start it in a machine; if that ends meanwhile, which need not be the workload's fault, in one more."""
+        try:
+            await self._start_in_one(artifact)
+        except MachineError as error:
+            _log.warn("start_again", f"a machine was lost while it started a workload: {error}", workload=self.id)
+            self._early.clear()
+            await self._start_in_one(artifact)
+
+    async def _start_in_one(self, artifact: Artifact) -> None:
+        pool = self._means.pool
         async with contextlib.AsyncExitStack() as undo:
-            undo.callback(means.pool.refill)
-            link = await means.pool.take()
-            undo.push_async_callback(means.pool.destroy, link)
+            undo.callback(pool.refill)
+            link = await pool.take()
+            undo.push_async_callback(pool.destroy, link)
             self.link = link
             undo.callback(setattr, self, "link", None)
             try:
-                await self._start_in(link, self._artifact)
-            except (MachineError, DeadlineError, RefusedError) as error:
+                await self._start_in(link, artifact)
+            except (DeadlineError, RefusedError) as error:
                 raise RefusedError(f"Failed to deploy workload: {error}") from error
             undo.pop_all()
-        means.pool.refill()
+        pool.refill()
 
     async def _start_in(self, link: AgentLink, artifact: Artifact) -> None:
         means = self._means
@@ -233,20 +259,26 @@ class Workload:
             await link.start(request, artifact.path, self, timeout_s=timeout_s)
         finally:
             await asyncio.wait((saving,))
-        saving.result()
+        if (unsaved := saving.result()) is not None:
+            raise unsaved
         if direct:
             await self._route.close()
         else:
             await self._route.attach(link)
 
-    async def _save(self) -> None:
+    async def _save(self) -> UsageError | None:
+        """Record the deployment; the error if the disk does not take it."""
         if not self._record or self._saved:
-            return
+            return None
         deployment = Deployment(
             workload_id=self.id, namespace=self.order.namespace, digest=self.digest, request=self.order.raw
         )
-        await asyncio.to_thread(self._means.state.save_deployment, deployment)
+        try:
+            await asyncio.to_thread(self._means.state.save_deployment, deployment)
+        except UsageError as error:
+            return error
         self._saved = True
+        return None
 
     # Stopping
 

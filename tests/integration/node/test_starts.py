@@ -1,0 +1,87 @@
+"""Starts that do not go as they should: machines that die, disks that are full, what cannot be cleaned up."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+
+import pytest
+
+from nex.errors import MachineError, RefusedError, UsageError
+from nex.node.agents import AgentLink
+from nex.node.artifacts import Artifacts
+from nex.node.state import State
+from nex.tasks import TaskOwner
+
+from .conftest import SLEEPS, Driven
+
+
+async def test_a_machine_that_dies_while_it_starts_a_workload_is_replaced(
+    driven: Driven, caplog: pytest.LogCaptureFixture
+) -> None:
+    request = await driven.request()
+    driven.kill_machines(busy=False, sig=signal.SIGSTOP)
+    owner = TaskOwner("test", lambda _name, _error: None)
+    deploying = owner.start(driven.deploy(request), name="deploy")
+    deployments = driven.config.state_dir / "deployments"
+    while not list(deployments.glob("*.json")):  # it is recorded while the agent is asked
+        await driven.ping()
+
+    assert driven.kill_machines(busy=False) == 1
+
+    reply = await deploying
+    assert any(getattr(record, "action", "") == "start_again" for record in caplog.records)
+    assert (await driven.call("fn.echo")).data
+    assert len(list(deployments.iterdir())) == 1
+    assert (await driven.stop(reply.id, "echo")).stopped
+    assert len(driven.heard.of("workload_undeployed")) == 1
+
+
+async def test_two_machines_are_tried_and_no_more(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    async def lost(self: AgentLink, *_: object, **__: object) -> None:
+        asked.append(self.id)
+        raise MachineError("the machine has ended")
+
+    monkeypatch.setattr(AgentLink, "start", lost)
+
+    with pytest.raises(RefusedError, match=r"^Failed to deploy workload: it was lost in two machines: the machine has"):
+        await driven.deploy(await driven.request())
+
+    assert len(set(asked)) == len(asked) == 2
+    assert (await driven.ping()).running_machines == 0
+    assert not list((driven.config.state_dir / "deployments").iterdir())
+
+
+async def test_what_cannot_be_recorded_is_not_started(driven: Driven, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise UsageError("the deployment cannot be recorded: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(State, "save_deployment", full)
+        with pytest.raises(RefusedError, match=r"^the deployment cannot be recorded: No space left on device$"):
+            await driven.deploy(await driven.request())
+
+    assert driven.kill_machines(busy=True, sig=signal.SIGCONT) == 0  # its machine was destroyed
+    await driven.deploy(await driven.request())
+    assert (await driven.call("fn.echo")).data
+
+
+async def test_a_stop_is_answered_whatever_cannot_be_cleaned_up(
+    driven: Driven, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await driven.service(SLEEPS, "sleeper")
+
+    async def broken(*_: object) -> None:
+        raise OSError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Artifacts, "release", broken)
+        with pytest.raises(RefusedError, match="Failed to stop workload"):
+            async with asyncio.timeout(10):
+                await driven.stop(service.id, "sleeper")
+
+    with pytest.raises(RefusedError, match="No such workload"):
+        await driven.stop(service.id, "sleeper")
+    assert (await driven.ping()).running_machines == 0
