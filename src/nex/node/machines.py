@@ -237,12 +237,16 @@ class MachinePool:
             await link.machine.destroy()
         except MachineError as error:
             _log.error("machine_undead", f"a machine cannot be destroyed: {error}", machine=link.id)
+        except Exception as error:  # noqa: BLE001 - a driver's fault must not end the node
+            self._bug("driver", error)
 
     async def _destroy_anyway(self, link: AgentLink) -> None:
         try:
             await self.destroy(link)
         except MachineError as error:
             _log.error("machine_undead", f"a machine cannot be destroyed: {error}", machine=link.id)
+        except Exception as error:  # noqa: BLE001 - a driver's fault must not end the node
+            self._bug("driver", error)
 
     async def reclaim(self) -> None:
         """Destroy what an earlier run of this node left."""

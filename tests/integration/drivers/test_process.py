@@ -18,7 +18,7 @@ from nex.drivers import registry
 from nex.drivers.base import DriverContext, Handle
 from nex.drivers.process import tree
 from nex.drivers.process.driver import ProcessDriver
-from nex.drivers.process.machine import ProcessMachine
+from nex.drivers.process.machine import ProcessMachine, remove_folder
 from nex.errors import MachineError, NotFoundError
 from nex.processes import Child, Exit, LineReader, children_of
 from nex.testing.plane import Plane
@@ -203,6 +203,51 @@ async def test_what_a_workload_made_unreadable_is_removed(driver: ProcessDriver,
     (folder / "deep").chmod(0)
     await machine.destroy()
     assert not folder.exists()
+
+
+def test_no_depth_and_no_number_of_folders_keeps_one_from_being_removed(tmp_path: Path) -> None:
+    kept, folder, here = tmp_path / "kept", tmp_path / "machine", os.open(".", os.O_PATH)
+    kept.mkdir()
+    folder.mkdir()
+    os.chdir(folder)
+    try:
+        for _ in range(3000):  # far more than a path can be long, or Python can call itself
+            os.mkdir("d")  # noqa: PTH102 - a path would be too long
+            os.symlink(kept, "link")  # noqa: PTH211
+            os.chdir("d")
+        os.chmod(".", 0)  # noqa: PTH101
+    finally:
+        os.fchdir(here)
+        os.close(here)
+
+    remove_folder(folder)
+    remove_folder(folder)
+
+    assert list(tmp_path.iterdir()) == [kept]
+
+
+async def test_a_folder_that_cannot_be_removed_is_told(driver: ProcessDriver, node: Plane) -> None:
+    machine = await ready_machine(driver, node)
+    folder = driver.context.state / "machines" / "m1"
+    for path in folder.iterdir():
+        remove_folder(path)
+    folder.rmdir()
+    folder.write_text("")  # in place of a folder that something keeps
+    with pytest.raises(MachineError, match="the machine's folder cannot be removed: Not a directory"):
+        await machine.destroy()
+    folder.unlink()
+    await machine.destroy()
+
+
+async def test_folders_that_nobody_wrote_down_are_removed_at_the_start(tmp_path: Path) -> None:
+    driver = ProcessDriver(DriverContext(tmp_path / "state"))
+    folder = tmp_path / "state" / "machines" / "m7"
+    (folder / "work").mkdir(parents=True)
+    stray = Child.spawn(["/bin/sleep", "60"], env={}, cwd=folder)
+    await driver.open()
+    assert await stray.wait() == Exit(-1, signal.SIGKILL)
+    assert not folder.exists()
+    await driver.close()
 
 
 async def test_a_state_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:

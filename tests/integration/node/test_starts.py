@@ -7,13 +7,15 @@ import signal
 
 import pytest
 
+from nex.drivers.process.machine import ProcessMachine
 from nex.errors import MachineError, RefusedError, UsageError
+from nex.node import machines
 from nex.node.agents import AgentLink
 from nex.node.artifacts import Artifacts
 from nex.node.state import State
 from nex.tasks import TaskOwner
 
-from .conftest import SLEEPS, Driven
+from .conftest import SLEEPS, Driven, Start
 
 
 async def test_a_machine_that_dies_while_it_starts_a_workload_is_replaced(
@@ -85,3 +87,22 @@ async def test_a_stop_is_answered_whatever_cannot_be_cleaned_up(
     with pytest.raises(RefusedError, match="No such workload"):
         await driven.stop(service.id, "sleeper")
     assert (await driven.ping()).running_machines == 0
+
+
+async def test_a_driver_that_fails_to_end_a_machine_does_not_end_the_node(
+    start: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(machines, "_PING_EVERY_S", 0.05)
+
+    async def broken(_self: ProcessMachine) -> None:
+        raise ValueError("a fault of the driver")
+
+    async with start(agent_ping_timeout_ms=50) as driven:
+        with monkeypatch.context() as patch:
+            patch.setattr(ProcessMachine, "destroy", broken)
+            driven.kill_machines(busy=False, sig=signal.SIGSTOP)
+            while "a fault of the driver" not in caplog.text:
+                await driven.ping()
+        driven.kill_machines(busy=False)
+        await driven.deploy(await driven.request())
+        assert (await driven.call("fn.echo")).data

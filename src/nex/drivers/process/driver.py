@@ -54,11 +54,16 @@ class ProcessDriver(Driver):
         return Fingerprint(Health.HEALTHY, details={"python": sys.executable, "kernel": os.uname().release})
 
     async def open(self) -> None:
-        """Start the fork server."""
+        """Remove what an earlier run left and had no time to write down; start the fork server."""
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(f"the folder of the machines cannot be made: {error.strerror}") from error
+        for folder in await asyncio.to_thread(lambda: list(self._folder.iterdir())):
+            try:
+                await _clean(folder)
+            except MachineError as error:
+                _log.error("machine_left", f"a machine of an earlier run is left: {error}", machine=folder.name)
         await self._running()
 
     async def _running(self) -> ForkServer:
@@ -119,9 +124,7 @@ class ProcessDriver(Driver):
             and handle.data.get("boot_id") == tree.boot_id()
         ):
             await asyncio.to_thread(tree.kill_tree, pid, started)
-        if not await asyncio.to_thread(tree.kill_users, folder):
-            raise MachineError(f"processes of machine {handle.machine_id} cannot be killed")
-        await asyncio.to_thread(remove_folder, folder)
+        await _clean(folder)
 
     async def close(self) -> None:
         """Destroy every machine, end the fork server."""
@@ -134,3 +137,9 @@ class ProcessDriver(Driver):
         for failure in failures:
             if failure is not None:
                 raise failure
+
+
+async def _clean(folder: Path) -> None:
+    if not await asyncio.to_thread(tree.kill_users, folder):
+        raise MachineError(f"processes of machine {folder.name} cannot be killed")
+    await asyncio.to_thread(remove_folder, folder)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import shutil
+import secrets
 import signal
 from collections import deque
 from pathlib import Path
@@ -164,14 +163,35 @@ def _pipe_of(data: bytes) -> int:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove a folder and all in it, also what its workload has made unreadable. Nothing there is no error."""
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            shutil.rmtree(folder)
-        except PermissionError:
-            for path, names, _ in os.walk(folder):
-                for name in names:
-                    inner = Path(path, name)
-                    if not inner.is_symlink():
-                        inner.chmod(0o700)
-            shutil.rmtree(folder)
+    """Remove a folder and all in it, also what its workload has made unreadable or deep. Nothing there is no error.
+
+    Raises:
+        MachineError: something of it cannot be removed.
+    """
+    # Folders in folders are moved up before their turn: no depth makes a path too long, nor us recurse too far.
+    folders = [folder]
+    try:
+        for one in folders:
+            one.chmod(0o700)
+            with os.scandir(one) as entries:
+                found = list(entries)
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(_moved_up(Path(entry.path), folder))
+                else:
+                    os.unlink(entry)  # noqa: PTH108 - an entry is a path
+        for one in reversed(folders):
+            one.rmdir()
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not folder.exists():
+            return
+        raise MachineError(f"the machine's folder cannot be removed: {error.strerror}") from error
+
+
+def _moved_up(inner: Path, top: Path) -> Path:
+    if inner.parent == top:
+        return inner
+    inner.chmod(0o700)  # else it could not be moved
+    moved = top / f".{secrets.token_hex(8)}"
+    inner.rename(moved)
+    return moved
