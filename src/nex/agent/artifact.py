@@ -74,7 +74,7 @@ async def _copy(connection: Connection, subject: str, size: int, piece: int, fil
                 sha.update(data)
                 while data:
                     data = data[os.write(file, data) :]
-    except* (ArtifactError, DeadlineError, UnreachableError, OSError) as failed:
+    except ExceptionGroup as failed:  # not except*: before 3.11.4 it wraps what it raises in a group again
         raise failed.exceptions[0] from None
     return sha.hexdigest()
 
