@@ -6,7 +6,7 @@ What needs the disk, the object store or a machine comes after them (`nex.node.w
 from __future__ import annotations
 
 import re
-from collections.abc import Container
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nex.errors import ClaimsError, MessageError, RefusedError, SealError
@@ -180,17 +180,17 @@ class Target:
     claims: Claims
 
 
-def check_stop(request: StopRequest, target: Target, *, namespace: str, used: Container[str]) -> Claims:
+def check_stop(request: StopRequest, target: Target, *, namespace: str, objection: Callable[[Claims], str]) -> Claims:
     """Check a stop request against the workload it names.
 
     Args:
         request: the request.
         target: the workload.
         namespace: from the request's subject.
-        used: text digests of the JWTs without a workload id that have stopped something already.
+        objection: says, in words, what is against claims that would be good else, such as that they were used before.
 
     Returns:
-        The claims; those without a workload id have to be remembered in ``used``.
+        The claims; those without a workload id must not be accepted again.
 
     Raises:
         RefusedError: with the reason. A wrong namespace looks like a workload that does not exist.
@@ -202,6 +202,6 @@ def check_stop(request: StopRequest, target: Target, *, namespace: str, used: Co
         raise RefusedError(f"Invalid stop request: {error}") from None
     if namespace != target.namespace:
         raise RefusedError("No such workload")
-    if stop.text_digest in used:
-        raise RefusedError("Invalid stop request: these stop claims have stopped a workload already")
+    if reason := objection(stop):
+        raise RefusedError(f"Invalid stop request: {reason}")
     return stop

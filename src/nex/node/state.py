@@ -7,10 +7,11 @@ the old or the new. All calls block: run them in a thread once the loop serves o
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -27,6 +28,9 @@ __all__ = ["Deployment", "State"]
 
 _log = Log("node.state")
 T = TypeVar("T")
+
+_FORGOTTEN = "-"
+"""In place of a digest: JWTs that were issued until then are not remembered one by one."""
 
 
 class Deployment(Message, frozen=True, kw_only=True):
@@ -163,20 +167,52 @@ class State:
 
     # Stop claims that have been used
 
-    def used_stops(self) -> set[str]:
-        """Text digests of the stop JWTs that must not stop anything again."""
-        with contextlib.suppress(FileNotFoundError):
-            return set(self._used.read_text("ascii").split())
-        return set()
+    def used_stops(self) -> tuple[int, dict[str, int]]:
+        """Of the stop JWTs that must not stop anything again: until when all are forgotten, and the others.
 
-    def add_used_stop(self, text_digest: str) -> None:
-        """Remember a stop JWT; on disk when this returns."""
-        file = os.open(self._used, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        Both are by when they were issued, in Unix seconds; the others are named by their text digests.
+        """
+        forgotten, used = 0, dict[str, int]()
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._used.read_text("ascii", "replace").splitlines():
+                digest, _, issued_at = line.partition(" ")
+                if not issued_at.isdecimal():  # the end of what was written when the disk was full
+                    continue
+                if digest == _FORGOTTEN:
+                    forgotten = int(issued_at)
+                else:
+                    used[digest] = int(issued_at)
+        return forgotten, used
+
+    def add_used_stop(self, text_digest: str, issued_at: int) -> None:
+        """Remember a stop JWT; on disk when this returns.
+
+        Raises:
+            UsageError: the disk does not take it.
+        """
         try:
-            os.write(file, f"{text_digest}\n".encode())
-            os.fsync(file)
-        finally:
-            os.close(file)
+            file = os.open(self._used, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                line = f"\n{text_digest} {issued_at}\n".encode()  # ends what a full disk may have cut
+                if os.write(file, line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise UsageError(f"the stop claims cannot be recorded: {error.strerror}") from error
+
+    def save_used_stops(self, forgotten: int, used: Mapping[str, int]) -> None:
+        """Remember these and no others.
+
+        Raises:
+            UsageError: the disk does not take them.
+        """
+        rows = [(_FORGOTTEN, forgotten), *used.items()]
+        try:
+            _replace(self._used, "".join(f"{digest} {issued_at}\n" for digest, issued_at in rows).encode())
+        except OSError as error:
+            raise UsageError(f"the stop claims cannot be recorded: {error.strerror}") from error
 
 
 def _made(folder: Path) -> Path:

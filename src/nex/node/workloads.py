@@ -7,18 +7,19 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
-from nex.errors import NexError, RefusedError
+from nex.errors import NexError, RefusedError, UsageError
 from nex.node.config import NodeConfig
 from nex.node.kinds import AutostartEntry
 from nex.node.lifecycle import backoff_s
 from nex.node.limits import check_size
 from nex.node.means import Means
 from nex.node.policy import Order, Rules, Target, check_order, check_stop
+from nex.node.stops import UsedStops
 from nex.node.workload import Workload
 from nex.protocol.control import DeployRequest, StopRequest
 from nex.protocol.ids import new_id
 from nex.protocol.location import Location
-from nex.security.claims import sign_deploy
+from nex.security.claims import Claims, sign_deploy
 from nex.security.keys import SigningKey
 from nex.security.xkeys import seal_environment
 from nex.tasks import TaskOwner
@@ -38,7 +39,7 @@ class Workloads:
         self._rules = rules
         self._key = autostart_key
         self._all: dict[str, Workload] = {}
-        self._used = means.state.used_stops()
+        self._used = UsedStops(means.state)
         self._tasks = TaskOwner("workloads", self._bug)
         self._empty = asyncio.Event()
         self._empty.set()
@@ -127,16 +128,24 @@ class Workloads:
         if workload is None:
             raise RefusedError("No such workload")
         target = Target(workload.id, workload.order.namespace, workload.order.claims)
-        stop = check_stop(request, target, namespace=namespace, used=self._used - {workload.stopped_by})
-        if not stop.workload_id and stop.text_digest not in self._used:
-            workload.stopped_by = stop.text_digest
-            self._used.add(stop.text_digest)
-            await asyncio.to_thread(self._means.state.add_used_stop, stop.text_digest)
+        stop = check_stop(request, target, namespace=namespace, objection=partial(self._objection, workload))
+        if not stop.workload_id and workload.stopped_by != stop.text_digest:
+            before, workload.stopped_by = workload.stopped_by, stop.text_digest
+            try:
+                await self._used.add(stop)
+            except UsageError:
+                workload.stopped_by = before
+                raise
         workload.want_stop(keep=False)
         await workload.gone.wait()
         if workload.trouble is not None:
             raise RefusedError("Failed to stop workload: the node failed; its log says more")
         return workload
+
+    def _objection(self, workload: Workload, stop: Claims) -> str:
+        if stop.text_digest == workload.stopped_by:  # once more for the same
+            return ""
+        return self._used.objection(stop, time.time())
 
     def go_lame(self) -> None:
         """Take no more, and start none again that ends by itself."""

@@ -209,9 +209,11 @@ DEPLOYED = decode(sign_deploy(ISSUER, name="echo", hash=HASH, now=NOW))
 TARGET = Target("id1", "default", DEPLOYED)
 
 
-def stop(jwt: str, *, namespace: str = "default", used: frozenset[str] = frozenset()) -> str:
+def stop(jwt: str, *, namespace: str = "default", against: str = "") -> str:
     try:
-        check_stop(StopRequest(workload_id="id1", workload_jwt=jwt), TARGET, namespace=namespace, used=used)
+        check_stop(
+            StopRequest(workload_id="id1", workload_jwt=jwt), TARGET, namespace=namespace, objection=lambda _: against
+        )
     except RefusedError as error:
         return str(error)
     return "stopped"
@@ -251,7 +253,7 @@ def test_claims_of_0_2_stop_one_thing_once() -> None:
     jwt = sign_stop(ISSUER, name="echo", workload_id="", now=NOW + 1)
 
     assert stop(jwt) == "stopped"
-    assert "have stopped a workload already" in stop(jwt, used=frozenset({decode(jwt).text_digest}))
+    assert stop(jwt, against="used before") == "Invalid stop request: used before"
 
 
 def test_another_namespace_sees_nothing_but_only_after_the_claims() -> None:

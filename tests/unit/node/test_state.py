@@ -108,11 +108,30 @@ def test_handles(folder: Path) -> None:
 
 def test_used_stops_are_remembered(folder: Path) -> None:
     state = State.open(folder)
-    assert state.used_stops() == set()
-    state.add_used_stop("aa")
-    state.add_used_stop("bb")
+    assert state.used_stops() == (0, {})
+    state.add_used_stop("aa", 10)
+    state.add_used_stop("bb", 20)
 
     state = reopened(state)
+    assert state.used_stops() == (0, {"aa": 10, "bb": 20})
 
-    assert state.used_stops() == {"aa", "bb"}
+    state.save_used_stops(10, {"bb": 20})
+    state.add_used_stop("cc", 15)
+    with (folder / "used-stops").open("a") as file:
+        file.write("dd")  # half a line, of a disk that was full
+    state.add_used_stop("ee", 30)
+    state = reopened(state)
+    assert state.used_stops() == (10, {"bb": 20, "cc": 15, "ee": 30})
+    assert (folder / "used-stops").stat().st_mode & 0o777 == 0o600
+    state.close()
+
+
+def test_stops_that_cannot_be_remembered_are_told(folder: Path) -> None:
+    state = State.open(folder)
+    (folder / "used-stops").mkdir()
+
+    with pytest.raises(UsageError, match="cannot be recorded: Is a directory"):
+        state.add_used_stop("aa", 10)
+    with pytest.raises(UsageError, match="cannot be recorded: Is a directory"):
+        state.save_used_stops(1, {})
     state.close()
