@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from weakref import WeakValueDictionary
 
 from nex.errors import NexError, RefusedError
 from nex.node.policy import Order, check_hash
@@ -44,7 +45,7 @@ class Artifacts:
         self._budget = budget_mib * _MIB
         self._allow_unverified = allow_unverified
         self._stores: dict[str, ObjectStore] = {}
-        self._fetching: dict[str, asyncio.Lock] = {}
+        self._fetching = WeakValueDictionary[str, asyncio.Lock]()  # each lives while somebody has it or waits
         self._used: Counter[str] = Counter()
         self._verified: set[str] = set()
         self._disk = asyncio.Lock()
@@ -62,19 +63,20 @@ class Artifacts:
         """
         digest = known or order.digest
         key = digest or f"{order.request.jsdomain} {order.request.location}"
-        async with self._fetching.setdefault(key, asyncio.Lock()):
-            artifact = await self._find(digest, admit)
-            if artifact is None:
-                artifact = await self._fetch(order, admit, known)
-            self._fetching.pop(key, None)
-        return artifact
+        lock = self._fetching.setdefault(key, asyncio.Lock())
+        async with lock:
+            return await self._find(digest, admit) or await self._fetch(order, admit, known)
 
     async def release(self, artifact: Artifact) -> None:
         """It is needed no more; what exceeds the budget is removed."""
         async with self._disk:
             self._used[artifact.digest] -= 1
-            busy = {digest for digest, count in self._used.items() if count > 0}
-            await asyncio.to_thread(self._prune, busy)
+            if not self._used[artifact.digest]:
+                del self._used[artifact.digest]
+            try:
+                self._verified -= await asyncio.to_thread(self._prune, set(self._used))
+            except OSError as error:
+                _log.warn("cache_not_pruned", f"artifacts cannot be removed from the cache: {error.strerror}")
 
     async def _find(self, digest: str, admit: Admit) -> Artifact | None:
         if not digest:
@@ -127,8 +129,8 @@ class Artifacts:
             self._stores[domain] = ObjectStore(self._connection, domain)
         return self._stores[domain]
 
-    def _prune(self, busy: set[str]) -> None:
-        """Remove what was used longest ago until the rest is within the budget."""
+    def _prune(self, busy: set[str]) -> set[str]:
+        """Remove what was used longest ago until the rest is within the budget; the digests of what was removed."""
         with os.scandir(self._folder) as entries:
             idle = [
                 (entry.stat().st_mtime_ns, entry.stat().st_size, entry.name)
@@ -136,11 +138,14 @@ class Artifacts:
                 if not entry.name.startswith(".") and entry.name not in busy
             ]
         excess = sum(size for _, size, _ in idle) - self._budget
+        removed: set[str] = set()
         for _, size, name in sorted(idle):
             if excess <= 0:
-                return
+                break
             (self._folder / name).unlink(missing_ok=True)
+            removed.add(name)
             excess -= size
+        return removed
 
     async def tidy(self) -> None:
         """Remove what an earlier run left half done."""

@@ -261,17 +261,20 @@ def _parse_info(bucket: str, key: str, raw: bytes) -> ObjectInfo | None:
         if body.get("deleted") is True:
             return None
         link = (body.get("options") or {}).get("link")
+        size = int(body.get("size", 0))
+        if size < 0:
+            raise ValueError("a size below zero")  # noqa: TRY301 - as any other damage
         return ObjectInfo(
             bucket=bucket,
             key=key,
-            size=int(body.get("size", 0)),
+            size=size,
             digest_hex=_digest_hex(str(body.get("digest", ""))),
             nuid=str(body.get("nuid", "")),
             chunks=int(body.get("chunks", 0)),
             modified=str(body.get("mtime", "")),
             link=(str(link["bucket"]), str(link["name"])) if link else None,
         )
-    except (ValueError, TypeError, AttributeError, KeyError):
+    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         raise MessageError(f"the description of {bucket}/{key} in the object store is not valid") from None
 
 
