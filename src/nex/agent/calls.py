@@ -16,6 +16,7 @@ from time import perf_counter_ns
 from nex.agent.tally import Tally
 from nex.errors import CallError, CallFailed, CallOverloaded, CallTooLarge, UnreachableError, UsageError
 from nex.protocol.agent import ERROR_CODE_HEADER, ERROR_HEADER, Limits, Subscription
+from nex.protocol.subjects import may_answer
 from nex.providers.base import Function, Invocation
 from nex.tasks import TaskOwner
 from nex.transport.connection import Connection, Msg
@@ -72,6 +73,9 @@ class Calls:
             self._interests.append(await self._connection.subscribe_direct(one.subject, arrived, queue=one.queue))
 
     def _arrived(self, skip: int, tally: Tally, msg: Msg) -> None:
+        if not may_answer(msg.reply):
+            tally.failed("the answer is wanted where the system listens")
+            return
         waiting, limits = self._waiting, self._limits
         here = len(waiting) + self._busy
         if here >= limits.parallel + limits.queue or (waiting and self._waiting_bytes > _WAITING_BYTES):

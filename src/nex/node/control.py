@@ -87,7 +87,9 @@ class Control:
 
     def _server(self, kind: str, handler: Handler) -> Callable[[Msg], None]:
         def serve(msg: Msg) -> None:
-            if len(self._tasks) < _AT_ONCE:
+            if not subjects.may_answer(msg.reply):
+                _log.debug("answer_elsewhere", f"{msg.subject}: the answer is wanted where the system listens")
+            elif len(self._tasks) < _AT_ONCE:
                 self._tasks.start(self._answer(kind, handler, msg), name=kind)
             else:
                 self._reply(kind, msg, Envelope.fail(kind, "The node is busy with too many requests"))

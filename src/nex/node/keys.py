@@ -93,7 +93,7 @@ KEYS: tuple[Key, ...] = (
         "deny_trigger_subjects",
         TextList(patterns),
         (),
-        "Subjects that no trigger may overlap, besides $SYS.>, $JS.> and $NEX.>.",
+        "Subjects that no trigger may overlap, besides $SYS.>, $JS.>, $NEX.> and _INBOX.>.",
         "[]",
     ),
     Key("tags", Table(), dict, "Tags of the node, shown to and asked for by clients.", '{"node_name": <name>}'),

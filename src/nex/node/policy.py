@@ -21,7 +21,8 @@ from nex.security.xkeys import CurveKey, open_environment
 
 __all__ = ["ALWAYS_DENIED", "Order", "Rules", "Target", "check_hash", "check_order", "check_stop"]
 
-ALWAYS_DENIED = ("$SYS.>", "$JS.>", "$NEX.>")
+ALWAYS_DENIED = ("$SYS.>", "$JS.>", "$NEX.>", "_INBOX.>")
+"""Those of 0.2, and where everybody's answers go."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEY = "allow_unverified_artifacts"
 

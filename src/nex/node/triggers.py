@@ -15,6 +15,7 @@ from functools import partial
 from nex.errors import NexError, UnreachableError, UsageError
 from nex.node.agents import AgentLink
 from nex.protocol.agent import ERROR_CODE_HEADER, ERROR_HEADER, CallReport, Subscription, call_prefix
+from nex.protocol.subjects import may_answer
 from nex.telemetry.logs import Log
 from nex.transport.connection import Connection, Msg
 from nex.transport.connection import Subscription as Interest
@@ -153,6 +154,9 @@ class Route:
         if not self._prefixes or private is None:
             self.refuse(msg.reply, index, "the function is not running just now", _UNAVAILABLE)
             return
+        if not may_answer(msg.reply):
+            self._count(index, "the answer is wanted where the system listens")
+            return
         subject = self._prefixes[index] + msg.subject
         number = 0
         try:
@@ -170,7 +174,7 @@ class Route:
     def refuse(self, reply: str, index: int, text: str, status: int) -> None:
         """Answer a call with an error, if an answer is wanted, and count it as failed."""
         self._count(index, text)
-        if reply:
+        if reply and may_answer(reply):
             try:
                 self._bridge.public.publish_soon(reply, headers={ERROR_HEADER: text, ERROR_CODE_HEADER: str(status)})
             except (UsageError, UnreachableError) as error:

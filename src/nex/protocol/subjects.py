@@ -39,6 +39,7 @@ __all__ = [
     "lameduck",
     "log",
     "matches",
+    "may_answer",
     "namespace_of",
     "parse_event",
     "parse_log",
@@ -183,6 +184,15 @@ def is_pattern(text: str) -> bool:
     """Whether one may subscribe to ``text``: tokens that are not empty, ``>`` only as the last, at most 1024 bytes."""
     *first, last = text.split(".")
     return _is_clean(text) and last != "" and all(token not in ("", ">") for token in first)
+
+
+def may_answer(reply: str) -> bool:
+    """Whether an answer may go to that subject.
+
+    One that begins with ``$`` belongs to the system: who asks for an answer there would have us, who may do more than
+    they, give an order in their place. Acknowledgements of JetStream are no orders.
+    """
+    return not reply.startswith("$") or reply.startswith("$JS.ACK.")
 
 
 def matches(pattern: str, subject: str) -> bool:

@@ -206,3 +206,13 @@ def test_ids_sort_by_time(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("nex.protocol.ids.time.time_ns", lambda moment=moment: moment)
         ids.append(new_id())
     assert ids == sorted(ids)
+
+
+@pytest.mark.parametrize("reply", ["", "_INBOX.x", "a", "$JS.ACK.stream.consumer.1"])
+def test_answers_go_where_people_wait(reply: str) -> None:
+    assert subjects.may_answer(reply)
+
+
+@pytest.mark.parametrize("reply", ["$NEX.LAMEDUCK.N", "$SYS.REQ", "$JS.API.STREAM.DELETE.x", "$KV.b.k", "$O.b", "$"])
+def test_answers_give_no_orders(reply: str) -> None:
+    assert not subjects.may_answer(reply)

@@ -1,0 +1,46 @@
+"""Whoever asks cannot have a node, or an agent, give orders in their place: not by where they want the answer."""
+
+from __future__ import annotations
+
+from nex.protocol import subjects
+from nex.transport.connection import Msg
+from nex.transport.server import NatsServer
+
+from .conftest import Driven, Start
+
+SECRETLY = b"(s, p) => { console.log('ran'); return {force: true} }"
+
+
+async def test_a_request_cannot_make_the_node_send_one(driven: Driven) -> None:
+    lameduck = subjects.lameduck(driven.face.id)
+    heard: list[Msg] = []
+    await driven.client.subscribe_direct("$NEX.LAMEDUCK.>", heard.append)
+    for subject in (subjects.PING, subjects.AUCTION, subjects.control("INFO", "default", driven.face.id)):
+        await driven.client.publish(subject, reply=lameduck)
+
+    assert "nex.lameduck" not in (await driven.ping()).tags
+    assert [msg.data for msg in heard] == []
+
+
+async def _calls_that_want_their_answer_elsewhere(driven: Driven) -> None:
+    await driven.deploy(await driven.request(SECRETLY))
+    heard: list[str] = []
+    for reply in (subjects.lameduck(driven.face.id), "$KV.bucket.key"):
+        await driven.client.subscribe_direct(reply, lambda msg: heard.append(msg.subject))
+        await driven.client.publish("fn.echo", b"", reply=reply)
+    told = await driven.heard.wait_event("function_exec_failed", 2)
+
+    assert {event["error"] for event in told} == {"the answer is wanted where the system listens"}
+    assert (await driven.call("fn.echo")).data == b'{"force":true}'
+    await driven.heard.wait_line("ran")
+    assert len([line for _, line in driven.heard.lines if line.text == "ran"]) == 1
+    assert heard == []
+
+
+async def test_a_call_cannot_make_the_node_send_a_request(driven: Driven) -> None:
+    await _calls_that_want_their_answer_elsewhere(driven)
+
+
+async def test_a_call_cannot_make_an_agent_send_a_request(start: Start, server: NatsServer) -> None:
+    async with start(**{"leafnode.urls": [server.leaf_url]}) as driven:
+        await _calls_that_want_their_answer_elsewhere(driven)
