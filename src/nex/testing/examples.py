@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -38,7 +39,7 @@ def build_examples() -> Examples:
     script = _ROOT / "scripts" / "build-examples"
     if not script.exists():
         raise RuntimeError(f"{_ROOT} is no checkout of the project: it has no scripts/build-examples")
-    done = subprocess.run([script], cwd=_ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run([script, sys.executable], cwd=_ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"scripts/build-examples failed:\n{done.stdout}{done.stderr}")
     sources, built = _ROOT / "examples", _ROOT / "build" / "examples"

@@ -25,9 +25,9 @@ def _compile(source: Path, result: Path, *flags: str) -> Path:
             "ZIG_GLOBAL_CACHE_DIR": str(cache / "zig"),
             "ZIG_LOCAL_CACHE_DIR": str(cache / "zig-local"),
         }
-        subprocess.run(
-            [sys.executable, "-m", "ziglang", "cc", "-O1", *flags, "-o", part, source], env=environment, check=True
-        )
+        # With the flags of the examples, so that the C library is built once.
+        command = [sys.executable, "-m", "ziglang", "cc", "-O2", "-s", *flags, "-o", part, source]
+        subprocess.run(command, env=environment, check=True)
         part.replace(result)
     return result
 
