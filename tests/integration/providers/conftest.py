@@ -26,7 +26,7 @@ def _compile(source: Path, result: Path, *flags: str) -> Path:
             "ZIG_LOCAL_CACHE_DIR": str(cache / "zig-local"),
         }
         # With the flags of the examples, so that the C library is built once.
-        command = [sys.executable, "-m", "ziglang", "cc", "-O2", "-s", *flags, "-o", part, source]
+        command: list[str | Path] = [sys.executable, "-m", "ziglang", "cc", "-O2", "-s", *flags, "-o", part, source]
         subprocess.run(command, env=environment, check=True)
         part.replace(result)
     return result
