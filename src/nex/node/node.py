@@ -145,7 +145,7 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         publisher=Publisher(public, node_key.public),
         leaf=LeafLink(plane) if config.leafnode.urls else None,
     )
-    workloads = Workloads(means, Rules(config, xkey, public.max_payload), autostart_key)
+    workloads = Workloads(means, Rules(config, xkey, node_key.public, public.max_payload), autostart_key)
     stack.push_async_callback(workloads.aclose)
     return _Node(standing, public, means, workloads, stack)
 
@@ -208,6 +208,7 @@ class _Node:
                 await means.leaf.wait()
                 loops.append(group.create_task(means.leaf.run()))
             await means.pool.wait_warm()
+            await self._workloads.restore()  # before anybody's deploy can take their place
             await self._control.open()
             loops.append(group.create_task(self._heartbeat()))
             await self._announce(on_ready)
@@ -225,7 +226,6 @@ class _Node:
             events.NODE_STARTED,
             events.node_started(version=__version__, node_id=standing.node_id, tags=standing.tags),
         )
-        await self._workloads.restore()
         for entry in self._config.autostart:
             self._tasks.start(self._workloads.autostart(entry), name=f"autostart.{entry.name}")
         _log.info("node_ready", f"node {self._config.name} is ready", id=standing.node_id, xkey=standing.xkey)

@@ -29,10 +29,11 @@ _KEY = "allow_unverified_artifacts"
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a node's checks depend on. ``max_payload`` is that of the public system, in bytes."""
+    """What a node's checks depend on: its public key, and the ``max_payload`` of the public system, in bytes."""
 
     config: NodeConfig
     xkey: CurveKey
+    node_id: str
     max_payload: int = 1024 * 1024
 
 
@@ -103,6 +104,7 @@ def check_order(
     claims = _claims(request, now)
     if config.valid_issuers and claims.issuer not in (*config.valid_issuers, own_issuer):
         raise RefusedError(f"invalid workload issuer: {claims.issuer}")
+    _check_target(request.target_node, rules.node_id, "deploy")
     if not _SHA256.fullmatch(claims.hash) and not config.allow_unverified_artifacts:
         raise RefusedError(
             f"Invalid deploy request: the hash in the claims is not a SHA-256 in lower-case hex; a node accepts "
@@ -163,6 +165,11 @@ def _check_connections(request: DeployRequest) -> None:
             raise RefusedError(f"{name} is not supported by this node")
 
 
+def _check_target(target: str, node_id: str, verb: str) -> None:
+    if target and target != node_id:
+        raise RefusedError(f"Invalid {verb} request: it is for another node")
+
+
 def _claims(request: DeployRequest, now: float | None) -> Claims:
     try:
         claims = claims_of.decode(request.workload_jwt)
@@ -181,13 +188,16 @@ class Target:
     claims: Claims
 
 
-def check_stop(request: StopRequest, target: Target, *, namespace: str, objection: Callable[[Claims], str]) -> Claims:
+def check_stop(
+    request: StopRequest, target: Target, *, namespace: str, node_id: str, objection: Callable[[Claims], str]
+) -> Claims:
     """Check a stop request against the workload it names.
 
     Args:
         request: the request.
         target: the workload.
         namespace: from the request's subject.
+        node_id: the node's.
         objection: says, in words, what is against claims that would be good else, such as that they were used before.
 
     Returns:
@@ -203,6 +213,7 @@ def check_stop(request: StopRequest, target: Target, *, namespace: str, objectio
         raise RefusedError(f"Invalid stop request: {error}") from None
     if namespace != target.namespace:
         raise RefusedError("No such workload")
+    _check_target(request.target_node, node_id, "stop")
     if reason := objection(stop):
         raise RefusedError(f"Invalid stop request: {reason}")
     return stop

@@ -128,7 +128,13 @@ class Workloads:
         if workload is None:
             raise RefusedError("No such workload")
         target = Target(workload.id, workload.order.namespace, workload.order.claims)
-        stop = check_stop(request, target, namespace=namespace, objection=partial(self._objection, workload))
+        stop = check_stop(
+            request,
+            target,
+            namespace=namespace,
+            node_id=self._rules.node_id,
+            objection=partial(self._objection, workload),
+        )
         if not stop.workload_id and workload.stopped_by != stop.text_digest:
             before, workload.stopped_by = workload.stopped_by, stop.text_digest
             try:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -59,7 +60,7 @@ async def test_deployments_come_back_with_the_node(start: Start) -> None:
         request = await first.request(b"(s, p) => 'still here'")
         kept = await first.deploy(request)
         stopped = await first.deploy(await first.request(name="gone"))
-        jwt = sign_stop(first.issuer, name="gone", workload_id="", now=2_000_000_000)
+        jwt = sign_stop(first.issuer, name="gone", workload_id="", now=time.time() + 60)
         await first.stop(stopped.id, "gone", jwt=jwt)
     async with start() as second:
         second.issuer = first.issuer

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import signal
 
 import pytest
 
 from nex.drivers.process.machine import ProcessMachine
-from nex.errors import MachineError, RefusedError, UsageError
+from nex.errors import MachineError, RefusedError, UnreachableError, UsageError
 from nex.node import machines
 from nex.node.agents import AgentLink
 from nex.node.artifacts import Artifacts
 from nex.node.state import State
+from nex.protocol import subjects
 from nex.tasks import TaskOwner
 
 from .conftest import SLEEPS, Driven, Start
@@ -106,3 +109,28 @@ async def test_a_driver_that_fails_to_end_a_machine_does_not_end_the_node(
         driven.kill_machines(busy=False)
         await driven.deploy(await driven.request())
         assert (await driven.call("fn.echo")).data
+
+
+async def test_what_comes_back_has_its_place_before_anybody_elses_deploy(start: Start) -> None:
+    async with start(**{"node_limits.max_workloads": 1}) as first:
+        request = await first.request()
+        kept = await first.deploy(request)
+        other = (await first.request(name="other")).encode()
+    node_id, connection = first.face.id, first.client
+    refused: list[str] = []
+
+    async def be_quick() -> None:
+        while True:
+            with contextlib.suppress(UnreachableError):
+                reply = await connection.request(subjects.control("DEPLOY", "default", node_id), other, timeout_s=10)
+                refused.append(json.loads(reply.data).get("error", ""))
+                return
+            await connection.flush()
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(be_quick())
+        async with start(**{"node_limits.max_workloads": 1}) as second:
+            await second.answers("fn.echo")
+            assert [machine.id for machine in (await second.info()).machines] == [kept.id]
+
+    assert refused == ["Node is at maximum workload limit. Deploy request denied"]

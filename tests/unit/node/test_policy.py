@@ -23,11 +23,12 @@ NOW = 1_800_000_000
 HASH = hashlib.sha256(b"artifact").hexdigest()
 ISSUER = SigningKey.create("account")
 NODE = CurveKey.create()
+NODE_ID = SigningKey.create("server").public
 SENDER = CurveKey.create()
 
 
 def rules(**changes: Any) -> Rules:
-    return Rules(NodeConfig(name="one", state_dir=Path("/nowhere"), **changes), NODE)
+    return Rules(NodeConfig(name="one", state_dir=Path("/nowhere"), **changes), NODE, NODE_ID)
 
 
 def request(**changes: Any) -> DeployRequest:
@@ -94,6 +95,7 @@ SPOILS: list[tuple[dict[str, Any], str]] = [
         {"workload_jwt": sign_deploy(SigningKey.create("account"), name="echo", hash="x", now=NOW)},
         "invalid workload issuer: A",
     ),
+    ({"target_node": SigningKey.create("server").public}, "Invalid deploy request: it is for another node"),
     (
         {"workload_jwt": sign_deploy(ISSUER, name="echo", hash="abc12345TODOmakethisreal", now=NOW)},
         "Invalid deploy request: the hash in the claims is not a SHA-256",
@@ -139,6 +141,10 @@ def test_a_lone_star_is_allowed() -> None:
 @pytest.mark.parametrize("subject", ["", "a..b", "a b", ".a", "a.", ">.a", "a\r\nPUB x 0"])
 def test_a_trigger_that_is_no_subject_is_refused(subject: str) -> None:
     assert "is no subject" in refusal(request(trigger_subjects=(subject,)))
+
+
+def test_a_request_for_this_node_by_name_passes() -> None:
+    assert check(request(target_node=NODE_ID)).request.target_node == NODE_ID
 
 
 def test_a_function_needs_a_trigger_and_each_only_once() -> None:
@@ -209,11 +215,10 @@ DEPLOYED = decode(sign_deploy(ISSUER, name="echo", hash=HASH, now=NOW))
 TARGET = Target("id1", "default", DEPLOYED)
 
 
-def stop(jwt: str, *, namespace: str = "default", against: str = "") -> str:
+def stop(jwt: str, *, namespace: str = "default", against: str = "", node: str = "") -> str:
+    request = StopRequest(workload_id="id1", workload_jwt=jwt, target_node=node)
     try:
-        check_stop(
-            StopRequest(workload_id="id1", workload_jwt=jwt), TARGET, namespace=namespace, objection=lambda _: against
-        )
+        check_stop(request, TARGET, namespace=namespace, node_id=NODE_ID, objection=lambda _: against)
     except RefusedError as error:
         return str(error)
     return "stopped"
@@ -254,6 +259,13 @@ def test_claims_of_0_2_stop_one_thing_once() -> None:
 
     assert stop(jwt) == "stopped"
     assert stop(jwt, against="used before") == "Invalid stop request: used before"
+
+
+def test_a_stop_for_another_node_stops_nothing() -> None:
+    jwt = sign_stop(ISSUER, name="echo", workload_id="id1", now=NOW)
+
+    assert stop(jwt, node=NODE_ID) == "stopped"
+    assert stop(jwt, node="N") == "Invalid stop request: it is for another node"
 
 
 def test_another_namespace_sees_nothing_but_only_after_the_claims() -> None:
