@@ -28,9 +28,14 @@ from nex.processes import (
     hide_from_debuggers,
     kill_all_below,
 )
+from nex.protocol.base import Message
 from nex.protocol.forks import PACKET_BYTES, ForkEvent, ForkOrder
 
 __all__ = ["ForkServer", "main"]
+
+_POOL_BYTES = 16384  # as CPython has them
+_MOST_GAPS = 4096  # of one size; there are hundreds
+_plugs: list[bytes] = []
 
 AgentMain = Callable[[int], int]
 """Runs an agent whose hello is to be read from that file; returns its exit code."""
@@ -146,10 +151,31 @@ def _import_everything() -> AgentMain:
 
     for kind in registry.available():
         try:
-            registry.load(kind)
+            registry.load(kind).prepare()
         except Exception as error:  # noqa: BLE001 - a broken third-party provider must not stop the others
-            print(f"fork server: workload type {kind} is not available: {error}", file=sys.stderr)  # noqa: T201
+            print(f"fork server: workload type {kind} cannot be prepared: {error}", file=sys.stderr)  # noqa: T201
+    for message in Message.__subclasses__():
+        with contextlib.suppress(MessageError):
+            message.decode(b"{}")  # the first time, the types of its fields are found out
     return agent.main
+
+
+def _make_dense() -> None:
+    """Have forks allocate in memory of their own rather than in the gaps of ours, each of which costs them a page.
+
+    Python's allocator has pools of blocks of one size. We take the blocks that are free, and never give them back.
+    """
+    sys._clear_type_cache()  # noqa: SLF001 - or forks write into the names of attributes it holds as it changes
+    overhead = sys.getsizeof(b"")
+    for size in range(48, 513, 16):
+        address, in_a_row = 0, 0
+        for _ in range(_MOST_GAPS):
+            block = bytes(size - overhead)
+            _plugs.append(block)
+            in_a_row = in_a_row + 1 if id(block) == address + size else 0
+            address = id(block)
+            if in_a_row > _POOL_BYTES // size - 3:  # all of a pool that was empty
+                break
 
 
 def main() -> None:
@@ -163,6 +189,7 @@ def main() -> None:
     agent = _import_everything()
     gc.collect()
     gc.disable()
+    _make_dense()
     gc.freeze()  # a collection in an agent would touch, and so copy, every page it shares
     if (threads := len(os.listdir("/proc/self/task"))) > 1:  # noqa: PTH208 - names only
         raise OSError(errno.EDEADLK, f"an import started {threads - 1} threads, and a process with threads cannot fork")

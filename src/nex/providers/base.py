@@ -59,6 +59,13 @@ class Provider(ABC):
         self.workload = workload
         self.log = log
 
+    @classmethod  # noqa: B027 - most have nothing to prepare
+    def prepare(cls) -> None:
+        """Make what depends on no workload, for all machines to share: called once, in the process they fork from.
+
+        Starts no threads and opens no files. An error here leaves the type unprepared, not unavailable.
+        """
+
     @abstractmethod
     async def start(self) -> None:
         """Check and start the workload; when this returns, it runs.

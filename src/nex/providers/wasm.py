@@ -16,7 +16,7 @@ import socket
 from nex.processes import Child, Exit
 from nex.providers.base import Log, Workload
 from nex.providers.pooled import PooledFunction
-from nex.providers.wasm_worker import compile_artifact, serve
+from nex.providers.wasm_worker import compile_artifact, prepare, serve
 from nex.providers.workers import WorkerPool
 
 __all__ = ["WasmProvider"]
@@ -49,6 +49,11 @@ class WasmProvider(PooledFunction):
             return await super().stop(grace_s)
         finally:
             self._code.unlink(missing_ok=True)
+
+    @classmethod
+    def prepare(cls) -> None:
+        """As the seam says."""
+        prepare()
 
     def _load(self) -> tuple[bytes, bytes]:
         return b"", b""  # a fork has everything it needs

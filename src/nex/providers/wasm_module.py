@@ -3,16 +3,40 @@
 from __future__ import annotations
 
 import wasmtime
+from wasmtime import _ffi as ffi
 
-__all__ = ["compile_module", "make_engine"]
+__all__ = ["TABLES", "TABLE_ELEMENTS", "compile_module", "make_engine"]
 
+TABLES = 16
+TABLE_ELEMENTS = 1_000_000
 _PAGE_BYTES = 65536
+# One instance at a time, in address space that is reserved once: a slot takes whatever an instance may be, so it does
+# not depend on the workload's limits, and there is no module that could run and does not fit. What a run has touched
+# is given back to the kernel after it: the next one finds zeros.
+_POOL = {
+    "total_core_instances": 1,
+    "max_core_instance_size": 1 << 30,  # a bound only
+    "total_memories": 1,
+    "max_memories_per_module": 1,
+    "max_memory_size": 1 << 32,
+    "linear_memory_keep_resident": 0,
+    "total_tables": TABLES,
+    "max_tables_per_module": TABLES,
+    "table_elements": TABLE_ELEMENTS,
+    "total_stacks": 1,
+    "total_gc_heaps": 1,
+}
 
 
 def make_engine() -> wasmtime.Engine:
-    """An engine as every process of ours has it: compiled modules fit only the same settings."""
+    """An engine as every process of ours has it: compiled modules fit only the same settings. Starts no threads."""
     config = wasmtime.Config()
     config.cranelift_opt_level = "speed"
+    pool = ffi.wasmtime_pooling_allocation_config_new()
+    for name, value in _POOL.items():
+        getattr(ffi, f"wasmtime_pooling_allocation_config_{name}_set")(pool, value)
+    ffi.wasmtime_pooling_allocation_strategy_set(config.ptr(), pool)
+    ffi.wasmtime_pooling_allocation_config_delete(pool)
     return wasmtime.Engine(config)
 
 
@@ -29,7 +53,9 @@ def compile_module(engine: wasmtime.Engine, data: bytes, memory_bytes: int) -> b
     try:
         module = wasmtime.Module(engine, data)
     except wasmtime.WasmtimeError as error:
-        raise ValueError(f"the artifact is no valid WebAssembly module: {_first_line(error)}") from error
+        too_large = "pooling allocator" in str(error)
+        what = "module asks for too much" if too_large else "artifact is no valid WebAssembly module"
+        raise ValueError(f"the {what}: {_root_cause(error)}") from error
     _check_exports(module, memory_bytes)
     _check_imports(engine, module)
     return bytes(module.serialize())
@@ -58,10 +84,12 @@ def _check_imports(engine: wasmtime.Engine, module: wasmtime.Module) -> None:
     try:
         linker.instantiate_pre(module)
     except wasmtime.WasmtimeError as error:
-        raise ValueError(f"the module imports what a function is not given: {_first_line(error)}") from error
+        raise ValueError(f"the module imports what a function is not given: {_root_cause(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
-    """The root cause of an error of wasmtime, which begins with its contexts."""
+def _root_cause(error: Exception) -> str:
+    """Of an error of wasmtime, which begins with its contexts; several causes are numbered."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1].partition(": ")[2] if lines and lines[-1][:1].isdigit() else (lines[0] if lines else "unknown")
+    if "Caused by:" not in lines:
+        return lines[0] if lines else "unknown"
+    return lines[-1].partition(": ")[2] if lines[-1][:1].isdigit() else lines[-1]

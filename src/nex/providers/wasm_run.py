@@ -17,9 +17,10 @@ from typing import Any
 import wasmtime
 from wasmtime import _ffi as ffi
 
+from nex.providers.wasm_module import TABLE_ELEMENTS, TABLES
+
 __all__ = ["OutputTooLarge", "ProgramFailed", "WasmProgram"]
 
-_TABLE_ELEMENTS = 1_000_000
 _EBADF = (8).to_bytes(4, "little")
 _EFAULT = (21).to_bytes(4, "little")
 _SUCCESS = bytes(4)
@@ -37,7 +38,13 @@ _memory_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_v
 _memory_size = ctypes.PYFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)(
     ("wasmtime_memory_data_size", ffi.dll)
 )
-_Strings = ctypes.POINTER(ctypes.POINTER(ctypes.c_char))
+# These take arrays as they are; a `ctypes.cast` for the package's own would make a reference cycle each time.
+_set_argv = ctypes.PYFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)(
+    ("wasi_config_set_argv", ffi.dll)
+)
+_set_env = ctypes.PYFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)(
+    ("wasi_config_set_env", ffi.dll)
+)
 
 
 class ProgramFailed(Exception):  # noqa: N818 - reads as what happened
@@ -53,41 +60,23 @@ class OutputTooLarge(Exception):  # noqa: N818
 
 
 class WasmProgram:
-    """A compiled module that can be run.
+    """A place for one compiled module, which can be run there; `load` it first.
+
+    Made before a fork, it is shared by all forks that load something into theirs.
 
     Args:
         engine: from `nex.providers.wasm_module.make_engine`.
-        code: a file that holds what `compile_module` made; it is native code, so never one of a stranger.
-        memory_bytes: the most memory one run may use.
-        output_bytes: the most one run may write to its standard output.
-        on_stderr: gets what a run writes to its standard error, as it comes.
     """
 
-    def __init__(
-        self,
-        engine: wasmtime.Engine,
-        code: Path,
-        *,
-        environment: Mapping[str, str],
-        memory_bytes: int,
-        output_bytes: int,
-        on_stderr: Callable[[bytes], None],
-    ) -> None:
-        self._engine = engine.ptr()
-        self._memory_bytes = memory_bytes
-        self._output_bytes = output_bytes
-        self._on_stderr = on_stderr
-        self._environment = _Pairs(environment)
+    def __init__(self, engine: wasmtime.Engine) -> None:
+        self._engine = engine
+        self._engine_pointer = engine.ptr()
         self._callbacks: list[Any] = []
-        self._keep = engine
-        module = wasmtime.Module.deserialize_file(engine, str(code))
         self._linker = wasmtime.Linker(engine)
         self._linker.allow_shadowing = True
         self._linker.define_wasi()
         self._define(b"fd_read", self._fd_read)
         self._define(b"fd_write", self._fd_write)
-        self._pre = self._linker.instantiate_pre(module)
-        self._pre_pointer = self._pre.ptr()
         self._instance = ffi.wasmtime_instance_t()
         self._memory_item = ffi.wasmtime_extern_t()  # `_memory` looks into it
         self._start_item = ffi.wasmtime_extern_t()
@@ -98,6 +87,32 @@ class WasmProgram:
         self._read = 0
         self._output: list[bytes] = []
         self._written = 0
+
+    def load(
+        self,
+        code: Path,
+        *,
+        environment: Mapping[str, str],
+        memory_bytes: int,
+        output_bytes: int,
+        on_stderr: Callable[[bytes], None],
+    ) -> None:
+        """Have the module that `run` runs.
+
+        Args:
+            code: a file that holds what `compile_module` made; it is native code, so never one of a stranger.
+            environment: of every run.
+            memory_bytes: the most memory one run may use.
+            output_bytes: the most one run may write to its standard output.
+            on_stderr: gets what a run writes to its standard error, as it comes.
+        """
+        self._memory_bytes = memory_bytes
+        self._output_bytes = output_bytes
+        self._on_stderr = on_stderr
+        self._environment = _Pairs(environment)
+        module = wasmtime.Module.deserialize_file(self._engine, str(code))
+        self._pre = self._linker.instantiate_pre(module)
+        self._pre_pointer = self._pre.ptr()
 
     def run(self, arguments: Sequence[bytes], stdin: bytes, variables: Mapping[str, str] | None = None) -> bytes:
         """Run the module's ``_start`` once; what it wrote to standard output.
@@ -114,10 +129,10 @@ class WasmProgram:
         self._input, self._read = stdin, 0
         self._output, self._written = [], 0
         self._memory = None
-        store = ffi.wasmtime_store_new(self._engine, None, _NO_FINALIZER)
+        store = ffi.wasmtime_store_new(self._engine_pointer, None, _NO_FINALIZER)
         try:
             self._context = context = ffi.wasmtime_store_context(store)
-            ffi.wasmtime_store_limiter(store, self._memory_bytes, _TABLE_ELEMENTS, 1, 16, 1)
+            ffi.wasmtime_store_limiter(store, self._memory_bytes, TABLE_ELEMENTS, 1, TABLES, 1)
             self._set_wasi(context, arguments, variables)
             self._start(context)
         finally:
@@ -127,11 +142,10 @@ class WasmProgram:
 
     def _set_wasi(self, context: Any, arguments: Sequence[bytes], variables: Mapping[str, str] | None) -> None:
         wasi = ffi.wasi_config_new()
-        array = (ctypes.c_char_p * len(arguments))(*arguments)
-        ffi.wasi_config_set_argv(wasi, len(arguments), ctypes.cast(array, _Strings))
+        _set_argv(wasi, len(arguments), (ctypes.c_char_p * len(arguments))(*arguments))
         pairs = self._environment if not variables else _Pairs({**variables, **self._environment.pairs})
         if pairs.count:
-            ffi.wasi_config_set_env(wasi, pairs.count, pairs.names, pairs.values)
+            _set_env(wasi, pairs.count, pairs.names, pairs.values)
         ffi.wasmtime_context_set_wasi(context, wasi)
 
     def _start(self, context: Any) -> None:
@@ -258,8 +272,8 @@ class _Pairs:
         self.count = len(self.pairs)
         names = [name.encode() for name in self.pairs]
         values = [value.encode() for value in self.pairs.values()]
-        self.names = ctypes.cast((ctypes.c_char_p * self.count)(*names), _Strings)
-        self.values = ctypes.cast((ctypes.c_char_p * self.count)(*values), _Strings)
+        self.names = (ctypes.c_char_p * self.count)(*names)
+        self.values = (ctypes.c_char_p * self.count)(*values)
 
 
 def _memory_of(caller: int) -> Any:

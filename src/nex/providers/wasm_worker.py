@@ -8,16 +8,18 @@ import re
 import resource
 import socket
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import msgspec
+import wasmtime
 
 from nex.protocol.agent import Limits
 from nex.providers.frames import Frame, FrameReader, Kind, encode
 from nex.providers.wasm_module import compile_module, make_engine
 from nex.providers.wasm_run import OutputTooLarge, ProgramFailed, WasmProgram
 
-__all__ = ["compile_artifact", "header_variables", "serve"]
+__all__ = ["compile_artifact", "header_variables", "prepare", "serve"]
 
 _PROGRAM_NAME = b"nexfunction"
 _READ_BYTES = 256 * 1024
@@ -28,12 +30,27 @@ _NOT_IN_NAMES = re.compile(r"[^A-Z0-9]")
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
+def prepare() -> None:
+    """Make what does not depend on a workload; forks of this process share it. Starts no threads."""
+    _program()
+
+
+@cache
+def _engine() -> wasmtime.Engine:
+    return make_engine()
+
+
+@cache
+def _program() -> WasmProgram:
+    return WasmProgram(_engine())
+
+
 def compile_artifact(sock: socket.socket, artifact: Path, code: Path, limits: Limits) -> None:
     """Compile the module in ``artifact`` into the file ``code``; says READY or, with the reason, FAILED."""
     with sock:
         frame = _receive(sock, FrameReader(_FRAME_BYTES))[0]
         try:
-            native = compile_module(make_engine(), artifact.read_bytes(), limits.memory_bytes)
+            native = compile_module(_engine(), artifact.read_bytes(), limits.memory_bytes)
             _write_private(code, native)
         except ValueError as error:
             sock.sendall(encode(Kind.FAILED, frame.id, str(error).encode()))
@@ -49,8 +66,8 @@ def serve(sock: socket.socket, code: Path, environment: Mapping[str, str], limit
     gc.freeze()
     _limit_memory(limits)
     log = _Lines(lambda text: sock.sendall(encode(Kind.LOG, 0, b"ERROR", text)))
-    program = WasmProgram(
-        make_engine(),
+    program = _program()
+    program.load(
         code,
         environment=environment,
         memory_bytes=limits.memory_bytes,

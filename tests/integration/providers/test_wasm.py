@@ -187,6 +187,13 @@ MEMORY = '(memory (export "memory") 1)'
             "imports",
             id="wrong import",
         ),
+        pytest.param(f"(module {MEMORY} (memory 1) {START})", "memories count of 2 .* limit of 1", id="two memories"),
+        pytest.param(
+            f"(module {MEMORY} {START} (table 1000001 funcref))", "too much: .* limit of 1000000", id="huge table"
+        ),
+        pytest.param(
+            f"(module {MEMORY} {START} {'(table 1 funcref)' * 17})", "too much: .* limit of 16", id="many tables"
+        ),
     ],
 )
 async def test_what_does_not_start_says_why(tmp_path: Path, content: bytes | str, reason: str) -> None:
@@ -197,11 +204,78 @@ async def test_what_does_not_start_says_why(tmp_path: Path, content: bytes | str
     assert [path.name for path in (tmp_path / "folder").iterdir()] == []
 
 
-async def test_a_memory_that_is_not_exported_counts_too(run: Runner) -> None:
-    text = f"(module {MEMORY} (memory 200) {START})"
-    async with run(bytes(wasmtime.wat2wasm(text)), limits=Limits(memory_bytes=8 * MIB)) as call:
-        with pytest.raises(CallFailed, match=r"memory|memories"):
-            await call()
+@pytest.mark.parametrize(
+    ("content", "limits", "answer"),
+    [
+        pytest.param(reporting("(i32.sub (memory.grow (i32.const 8000)) (i32.const 1))"), 512, 0, id="much memory"),
+        pytest.param(reporting("(memory.grow (i32.const 1200))"), 64, 255, id="more memory than the limit"),
+        pytest.param(
+            module(
+                "(i32.store (i32.const 0) (i32.const 49999000)) (i32.store (i32.const 4) (i32.const 1))"
+                " (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))",
+                imports=FD_WRITE,
+                memory='(memory (export "memory") 3000) (data (i32.const 49999000) "\\07")',
+            ),
+            256,
+            7,
+            id="large from the start",
+        ),
+        pytest.param(
+            bytes(
+                wasmtime.wat2wasm(f"""(module {FD_WRITE} {MEMORY} {" (table 900000 funcref)" * 16}
+                  (func (export "_start")
+                    (i32.store8 (i32.const 100) (table.grow 3 (ref.null func) (i32.const 100000)))
+                    (i32.store8 (i32.const 101) (i32.ne (table.grow 3 (ref.null func) (i32.const 1)) (i32.const -1)))
+                    (i32.store (i32.const 0) (i32.const 101)) (i32.store (i32.const 4) (i32.const 1))
+                    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))""")
+            ),
+            64,
+            0,
+            id="large tables",
+        ),
+        pytest.param(
+            bytes(
+                wasmtime.wat2wasm(f"""(module {FD_WRITE} {MEMORY}
+                  {" ".join(f"(global $g{i} (mut i64) (i64.const {i % 100}))" for i in range(30_000))}
+                  (func (export "_start")
+                    (i64.store8 (i32.const 100) (global.get $g29042)) (global.set $g29042 (i64.const 9))
+                    (i32.store (i32.const 0) (i32.const 100)) (i32.store (i32.const 4) (i32.const 1))
+                    (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))))""")
+            ),
+            64,
+            42,
+            id="a large instance",
+        ),
+    ],
+)
+async def test_large_modules(run: Runner, content: bytes, limits: int, answer: int) -> None:
+    async with run(content, limits=Limits(memory_bytes=limits * MIB)) as call:
+        assert [(await call()).payload for _ in range(3)] == [bytes([answer])] * 3
+
+
+async def test_nothing_of_a_run_is_left_for_the_next(run: Runner) -> None:
+    """A megabyte here and there of a memory that has grown, a global and a table."""
+    text = f"""(module {FD_WRITE} (memory (export "memory") 20) (table $t 40000 funcref)
+      (global $g (mut i32) (i32.const 0))
+      (data (i32.const 16) "clean") (elem declare func $f) (func $f)
+      (func $dirty (result i32) (local $at i32)
+        (local.set $at (i32.const 1024))
+        (loop $next
+          (if (i32.load (local.get $at)) (then (return (i32.const 1))))
+          (i32.store (local.get $at) (i32.const -1))
+          (local.set $at (i32.add (local.get $at) (i32.const 4096)))
+          (br_if $next (i32.lt_u (local.get $at) (i32.const 13107200))))
+        (i32.or (global.get $g) (i32.eqz (ref.is_null (table.get $t (i32.const 39999))))))
+      (func (export "_start")
+        (drop (memory.grow (i32.const 180)))
+        (if (call $dirty) (then (i32.store (i32.const 16) (i32.const 0x21212121))))
+        (global.set $g (i32.const 1)) (table.set $t (i32.const 39999) (ref.func $f))
+        (i32.store (i32.const 0) (i32.const 16)) (i32.store (i32.const 4) (i32.const 5))
+        (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
+        (i32.store (i32.const 16) (i32.const 0))))"""
+    async with run(bytes(wasmtime.wat2wasm(text))) as call:
+        assert [(await call()).payload for _ in range(3)] == [b"clean"] * 3
+        assert len(call.function.pids) == 1  # type: ignore[attr-defined]
 
 
 async def test_it_is_compiled_once(tmp_path: Path, obedient_wasm: Path) -> None:
