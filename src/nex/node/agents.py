@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from nex.drivers.base import Machine
+from nex.drivers.base import Machine, Usage
 from nex.errors import DeadlineError, MachineError, MessageError, NexError, RefusedError, UnreachableError
 from nex.node.rates import Allowance
 from nex.protocol.agent import (
@@ -41,6 +41,7 @@ _MESSAGES_PER_S = 2000
 _LINES_PER_S = 4000
 _COMPLAINTS_PER_S = 5
 _STOP_SLACK_S = 5.0
+_USAGE_HOLDS_S = 1.0
 
 
 class Tenant(Protocol):
@@ -85,6 +86,9 @@ class AgentLink:
         self._complaints = Allowance(_COMPLAINTS_PER_S)
         self._inbox = f"{inbox_prefix(machine.id)}."
         self._pieces = 0
+        self._usage = Usage(0.0, 0)
+        self._usage_until = float("-inf")
+        self._looking = asyncio.Lock()
         self._tasks = TaskOwner(f"agent.{self.id}", self._bug)
 
     # What the agent says
@@ -212,6 +216,19 @@ class AgentLink:
             raise MachineError("the machine has ended")
         finally:
             await owner.aclose()
+
+    async def usage(self) -> Usage:
+        """What the machine has used, as of a second ago at most: anybody may ask for it, and looking is dear.
+
+        Raises:
+            NexError: it cannot be told.
+        """
+        async with self._looking:
+            now = asyncio.get_running_loop().time()
+            if now >= self._usage_until:
+                self._usage = await self.machine.usage()
+                self._usage_until = now + _USAGE_HOLDS_S
+            return self._usage
 
     # The end
 

@@ -195,7 +195,7 @@ class Control:
             uptime = format_uptime(workload.uptime_s)
         if (link := workload.link) is not None:
             try:
-                usage = await link.machine.usage()
+                usage = await link.usage()
             except NexError:  # it ends just now
                 pass
             else:

@@ -28,6 +28,8 @@ _TIMED_OUT = 504
 _BAD_GATEWAY = 502
 _TALLY_EVERY_S = 1.0
 _FAILURES = 5
+_MOST_CALLS = 1 << 17
+"""Calls under way in all; more would only fill the memory for agents that do not answer."""
 
 Report = Callable[[CallReport], None]
 
@@ -161,6 +163,9 @@ class Route:
         number = 0
         try:
             if msg.reply:
+                if len(bridge.calls) >= _MOST_CALLS:
+                    self.refuse(msg.reply, index, "too many calls wait for their answers on this node", _UNAVAILABLE)
+                    return
                 number = bridge.number()
                 bridge.calls[number] = (msg.reply, self, index)
                 private.publish_soon(subject, msg.data, reply=f"{bridge.inbox}{number}", headers=msg.headers)

@@ -12,6 +12,7 @@ import pytest_asyncio
 
 from nex.drivers.base import Handle, Machine, MachineSpec, Usage
 from nex.errors import DeadlineError, MachineError, RefusedError, UnreachableError
+from nex.node import triggers
 from nex.node.agents import AgentLink
 from nex.node.config import Leafnode
 from nex.node.plane import Plane
@@ -294,6 +295,39 @@ async def test_calls_that_an_agent_never_answers_end_in_the_sweep(plane: Plane, 
         assert not bridge.calls
         await route.close()
         assert [(report.trigger, report.failed) for report in reports] == [("fn.x", 1)]
+
+
+async def test_calls_that_an_agent_never_answers_do_not_fill_the_memory(
+    plane: Plane, connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "_MOST_CALLS", 3)
+    bridge = Bridge(connection)
+    await bridge.open(plane.connection)
+    route = Route(bridge, ("fn.x",), "q", lambda _report: None)
+    async with agent(plane, "m1") as (link, rogue):
+        await rogue.subscribe_direct("agent.m1.call.>", lambda _msg: None)
+        await route.attach(link)
+        for _ in range(3):
+            await connection.publish("fn.x", reply="nobody")
+
+        answer = await connection.request("fn.x", b"1", timeout_s=10)
+
+        assert (answer.headers or {})[ERROR_CODE_HEADER] == "503"
+        assert len(bridge.calls) == 3
+        await route.close()
+
+
+async def test_many_who_ask_for_the_usage_look_once(plane: Plane, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    async def usage(self: Scripted) -> Usage:
+        looked.append(self.id)
+        return Usage(1.0, len(looked))
+
+    monkeypatch.setattr(Scripted, "usage", usage)
+    async with agent(plane, "m1") as (link, _):
+        assert {found.memory_bytes for found in await asyncio.gather(*(link.usage() for _ in range(50)))} == {1}
+        assert looked == ["m1"]
 
 
 async def test_an_agent_that_is_gone_is_answered_for_before_its_machine_is(
