@@ -30,6 +30,7 @@ __all__ = ["Control"]
 
 _log = Log("node.control")
 _AT_ONCE = 1024
+_DESCRIPTION_CHARS = 1000  # of each workload, in a reply that has to hold all of them
 _NO_SUBJECT = "Invalid subject for workload stop"
 
 Handler = Callable[[Msg], Awaitable[Message | None]]
@@ -207,7 +208,7 @@ class Control:
             namespace=order.namespace,
             workload=control.MachineWorkload(
                 name=order.name,
-                description=order.request.description,
+                description=order.request.description[:_DESCRIPTION_CHARS],
                 runtime=format_runtime(workload.runtime_ns) if order.is_function else uptime,
                 type=order.request.type,
                 hash=workload.digest,

@@ -14,7 +14,7 @@ from nex.node.config import NodeConfig
 from nex.node.limits import SERVICES, check_count, workload_limits
 from nex.protocol.agent import Limits
 from nex.protocol.control import DeployRequest, StopRequest
-from nex.protocol.subjects import collide, is_pattern
+from nex.protocol.subjects import MAX_TRIGGERS, collide, is_pattern, is_token
 from nex.security import claims as claims_of
 from nex.security.claims import Claims
 from nex.security.xkeys import CurveKey, open_environment
@@ -147,6 +147,8 @@ def _check_type(request: DeployRequest, config: NodeConfig) -> None:
 
 
 def _check_triggers(request: DeployRequest, config: NodeConfig) -> None:
+    if len(request.trigger_subjects) > MAX_TRIGGERS:
+        raise RefusedError(f"A workload can have at most {MAX_TRIGGERS} trigger subjects")
     for subject in request.trigger_subjects:
         if not is_pattern(subject):
             raise RefusedError(f"The trigger subject {subject!r} is no subject to subscribe to")
@@ -159,6 +161,8 @@ def _check_triggers(request: DeployRequest, config: NodeConfig) -> None:
 
 
 def _check_connections(request: DeployRequest) -> None:
+    if request.jsdomain and not is_token(request.jsdomain):  # it becomes a part of subjects that we publish to
+        raise RefusedError(f"jsdomain {request.jsdomain!r} is no JetStream domain")
     for name in ("trigger_connection", "host_services"):
         connection = getattr(request, name)
         if connection is not None and connection.nats_url:

@@ -21,6 +21,7 @@ from typing import Final, Literal, NamedTuple
 __all__ = [
     "AUCTION",
     "MAX_SUBJECT_BYTES",
+    "MAX_TRIGGERS",
     "PING",
     "SYSTEM",
     "WORKLOAD_NAME",
@@ -60,6 +61,9 @@ WORKLOAD_NAME: Final = re.compile(r"[a-zA-Z0-9_-]{1,255}")
 
 MAX_SUBJECT_BYTES: Final = 1024
 """A server closes the connection on a protocol line of 4096 bytes; longer subjects are refused before that."""
+
+MAX_TRIGGERS: Final = 256
+"""Subjects that one function may be triggered by."""
 
 _MAX_TOKEN_BYTES: Final = 255
 _UNFIT: Final = re.compile(r"[\s\x00-\x1f\x7f]")

@@ -25,11 +25,14 @@ _VERSION: Final = 2
 _REPLY_TTL_NS: Final = 60 * 60 * 1_000_000_000
 """How long after a request an agent may answer it. Calls have limits of their own, which are shorter."""
 
-_CONTROL_LINE_BYTES: Final = 8192
-"""Twice what a public server takes, so that a subject from there still fits behind the way to an agent."""
+_CONTROL_LINE_BYTES: Final = 1024 * 1024
+"""A user's JWT, which names all that it may hear, has to fit, and a subject of a public server behind ours."""
 
 _SPARE_SUBSCRIPTIONS: Final = 64
 """What an agent needs for itself (requests, replies, pings), and then some; more would only fill the server."""
+
+_AGENT_SUBSCRIPTIONS: Final = 256 + _SPARE_SUBSCRIPTIONS
+"""One for each trigger that a function may have, and what an agent needs for itself."""
 
 _NOTHING: Final = "_NOTHING"
 """A subject that nobody uses."""
@@ -105,7 +108,7 @@ class PlaneAuthority:
         _check_words(machine_id)
         publishes = [subject.format(id=machine_id) for subject in _AGENT_PUBLISHES]
         hears = [subject.format(id=machine_id) for subject in _AGENT_HEARS]
-        return self._user(self._plane, f"agent-{machine_id}", _permissions(publishes, hears, _SPARE_SUBSCRIPTIONS))
+        return self._user(self._plane, f"agent-{machine_id}", _permissions(publishes, hears, _AGENT_SUBSCRIPTIONS))
 
     def data_user(
         self, machine_id: str, subscriptions: Iterable[tuple[str, str]], *, denied: Iterable[str] = ()

@@ -69,7 +69,10 @@ class JetStream:
     async def last_message(self, stream: str, subject: str) -> bytes:
         """The payload of the newest message on ``subject``."""
         answer = await self.call(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
-        return base64.b64decode(answer["message"].get("data", ""))
+        try:
+            return base64.b64decode(answer["message"].get("data", ""))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            raise MessageError("JetStream answered something that is no message") from None
 
     async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
         """Store one message and wait until it is stored."""
@@ -93,7 +96,7 @@ def check_ack(answer: Msg) -> None:
 def _decode(answer: Msg) -> dict[str, Any]:
     try:
         body = json.loads(answer.data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise MessageError(f"JetStream answered no JSON (status {answer.status or 'none'})") from None
     if not isinstance(body, dict):
         raise MessageError("JetStream answered no JSON object")
@@ -106,4 +109,5 @@ def _failure(body: Mapping[str, Any]) -> NexError | None:
     error = body.get("error")
     if not isinstance(error, dict):
         return None
-    return JetStreamError(int(error.get("err_code", 0)), str(error.get("description", "no reason given")))
+    number = error.get("err_code")
+    return JetStreamError(number if isinstance(number, int) else 0, str(error.get("description", "no reason given")))

@@ -15,6 +15,7 @@ from nex.node.config import NodeConfig, NodeLimits, WorkloadLimits
 from nex.node.policy import Order, Rules, Target, check_hash, check_order, check_stop
 from nex.protocol.control import DeployRequest, NatsConnection, StopRequest
 from nex.protocol.location import Location
+from nex.protocol.subjects import MAX_TRIGGERS
 from nex.security.claims import decode, sign_deploy, sign_stop
 from nex.security.keys import SigningKey
 from nex.security.xkeys import CurveKey, seal_environment
@@ -141,6 +142,19 @@ def test_a_lone_star_is_allowed() -> None:
 @pytest.mark.parametrize("subject", ["", "a..b", "a b", ".a", "a.", ">.a", "a\r\nPUB x 0"])
 def test_a_trigger_that_is_no_subject_is_refused(subject: str) -> None:
     assert "is no subject" in refusal(request(trigger_subjects=(subject,)))
+
+
+def test_there_is_an_end_to_triggers() -> None:
+    many = tuple(f"t.{index}" for index in range(MAX_TRIGGERS + 1))
+
+    assert check(request(trigger_subjects=many[1:])).request.trigger_subjects == many[1:]
+    assert refusal(request(trigger_subjects=many)) == "A workload can have at most 256 trigger subjects"
+
+
+@pytest.mark.parametrize("domain", ["a.b", "x API", ">", "*", "x" * 300])
+def test_a_domain_cannot_lead_requests_elsewhere(domain: str) -> None:
+    assert refusal(request(jsdomain=domain)).endswith("is no JetStream domain")
+    assert check(request(jsdomain="hub-1")).request.jsdomain == "hub-1"
 
 
 def test_a_request_for_this_node_by_name_passes() -> None:
