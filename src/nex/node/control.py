@@ -15,6 +15,7 @@ from nex import __version__
 from nex.errors import MessageError, NexError, RefusedError, UsageError
 from nex.node import host
 from nex.node.auction import fits
+from nex.node.rates import Allowance
 from nex.node.standing import Standing
 from nex.node.workload import Workload
 from nex.node.workloads import Workloads
@@ -30,6 +31,7 @@ __all__ = ["Control"]
 
 _log = Log("node.control")
 _AT_ONCE = 1024
+_REFUSALS_TOLD_PER_S = 20
 _DESCRIPTION_CHARS = 1000  # of each workload, in a reply that has to hold all of them
 _NO_SUBJECT = "Invalid subject for workload stop"
 
@@ -51,6 +53,7 @@ class Control:
         self._workloads = workloads
         self._on_lameduck = on_lameduck
         self._subscriptions: list[Subscription] = []
+        self._told = Allowance(_REFUSALS_TOLD_PER_S)
         self._tasks = TaskOwner("control", self._bug)
 
     async def open(self) -> None:
@@ -101,7 +104,8 @@ class Control:
         try:
             reply = await handler(msg)
         except NexError as error:
-            _log.info("request_refused", f"refused {msg.subject}", reason=str(error))
+            if self._told.take(1, asyncio.get_running_loop().time()):  # strangers must not fill our log
+                _log.info("request_refused", f"refused {msg.subject}", reason=str(error))
             self._reply(kind, msg, Envelope.fail(kind, str(error)))
         except Exception as error:  # noqa: BLE001 - the edge: a request must not end the node
             error_id = secrets.token_hex(6)

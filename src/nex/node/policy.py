@@ -97,6 +97,7 @@ def check_order(
     _check_type(request, config)
     _check_triggers(request, config)
     _check_connections(request)
+    _check_argv(request)
     try:
         open_environment(request.environment, rules.xkey, request.sender_public_key)
     except SealError as error:
@@ -144,6 +145,11 @@ def _check_type(request: DeployRequest, config: NodeConfig) -> None:
         raise RefusedError(f"Unsupported workload type on this node: {request.type}")
     if request.trigger_subjects and request.type in SERVICES:
         raise RefusedError(f"Unsupported workload type for trigger subject registration: {request.type}")
+
+
+def _check_argv(request: DeployRequest) -> None:
+    if any("\0" in word for word in request.argv):
+        raise RefusedError("argv holds a NUL character, which no argument of a process can")
 
 
 def _check_triggers(request: DeployRequest, config: NodeConfig) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nex.protocol import subjects
 from nex.transport.connection import Msg
 from nex.transport.server import NatsServer
 
-from .conftest import Driven, Start
+from .conftest import Driven, Start, ask_all
 
 SECRETLY = b"(s, p) => { console.log('ran'); return {force: true} }"
 
@@ -44,3 +46,14 @@ async def test_a_call_cannot_make_the_node_send_a_request(driven: Driven) -> Non
 async def test_a_call_cannot_make_an_agent_send_a_request(start: Start, server: NatsServer) -> None:
     async with start(**{"leafnode.urls": [server.leaf_url]}) as driven:
         await _calls_that_want_their_answer_elsewhere(driven)
+
+
+async def test_strangers_do_not_fill_the_log(driven: Driven, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "nex.node.control")
+    subject = subjects.control("STOP", "default", driven.face.id)
+
+    answers = await ask_all(driven.client, [(subject, b"{")] * 500, 500)
+
+    assert {len(answer) for answer in answers} == {1}
+    said = [record for record in caplog.records if getattr(record, "action", "") == "request_refused"]
+    assert 0 < len(said) <= 80

@@ -157,6 +157,10 @@ def test_a_domain_cannot_lead_requests_elsewhere(domain: str) -> None:
     assert check(request(jsdomain="hub-1")).request.jsdomain == "hub-1"
 
 
+def test_arguments_that_no_process_can_have_are_refused() -> None:
+    assert refusal(request(argv=("ok", "a\0b"))).startswith("argv holds a NUL character")
+
+
 def test_a_request_for_this_node_by_name_passes() -> None:
     assert check(request(target_node=NODE_ID)).request.target_node == NODE_ID
 
