@@ -11,7 +11,7 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import deploy, invoke, memory
+from benchmarks import deploy, invoke, memory, objects
 
 _WHAT = ("invoke", "deploy", "memory", "objects")
 
@@ -59,8 +59,6 @@ async def _run(what: str, asked: argparse.Namespace, *, leaf: bool) -> list[dict
         return await deploy.run(times=asked.count, leaf=leaf)
     if what == "memory":
         return await memory.run(count=asked.count, leaf=leaf)
-    from benchmarks import objects
-
     return await objects.run()
 
 

@@ -10,8 +10,8 @@ import os
 from statistics import median
 
 from benchmarks.load import Sample, load
-from benchmarks.system import Platform, echo_service, functions, platform
 from benchmarks.processes import cpu_s, roles
+from benchmarks.system import Platform, echo_service, functions, platform
 
 _BARE = "bare echo"
 _SIZES = {"128 B": 128, "64 KiB": 65536}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from benchmarks.system import Platform, functions, platform
 from benchmarks.processes import pss_mib, roles
+from benchmarks.system import Platform, functions, platform
 
 
 async def run(*, count: int, leaf: bool) -> list[dict[str, object]]:

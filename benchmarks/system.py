@@ -124,7 +124,13 @@ async def _start_node(
 async def echo_service(server: NatsServer, subject: str) -> AsyncGenerator[int]:
     """The baseline in a process of its own; yields its pid."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.echo_service", server.client_url, subject, stdout=subprocess.PIPE, cwd=ROOT.parent
+        sys.executable,
+        "-m",
+        "benchmarks.echo_service",
+        server.client_url,
+        subject,
+        stdout=subprocess.PIPE,
+        cwd=ROOT.parent,
     )
     try:
         if process.stdout is None or (await process.stdout.readline()).strip() != b"READY":

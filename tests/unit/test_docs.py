@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
+
+from nex.cli.main import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -34,6 +39,38 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)", page.read_text()):
         if "://" not in target:
             assert (page.parent / target).exists(), f"{page.name} points at {target}"
+
+
+def shell_lines() -> Iterator[str]:
+    """Every call of `nex` in the pages' shell examples."""
+    for page in PAGES:
+        for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
+            for line in block.replace("\\\n", " ").splitlines():
+                if line.startswith("nex "):
+                    yield line.rstrip(" &")
+
+
+@pytest.mark.parametrize("line", sorted(set(shell_lines())))
+def test_commands_in_examples_exist_with_their_options(line: str) -> None:
+    _, *words = shlex.split(line, comments=True)
+    command: click.Command = cli
+    while True:
+        context = click.Context(command)
+        _, words, _ = command.make_parser(context).parse_args(words)  # fails for options that there are not
+        if not isinstance(command, click.Group) or not words:
+            break
+        below = command.get_command(context, words.pop(0))
+        assert below is not None, line
+        command = below
+    assert not words, f"too many arguments: {words}"
+
+
+def test_the_picture_of_the_rooms_is_true() -> None:
+    page = (ROOT / "docs" / "explanation" / "architecture.md").read_text()
+    drawn = set(re.findall(r"^  (\w+(?:/|\.py)) ", page, re.MULTILINE))
+    rooms = {f"{path.parent.name}/" for path in (ROOT / "src" / "nex").glob("*/__init__.py")}
+    files = {path.name for path in (ROOT / "src" / "nex").glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert drawn == rooms | files
 
 
 def test_dependencies_are_explained() -> None:

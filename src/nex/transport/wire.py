@@ -183,7 +183,7 @@ class Wire(Client):
         *,
         patient: bool = False,
     ) -> None:
-        """Queue one message for the socket; it leaves within the same turn of the loop, or soon if it is ``patient``."""
+        """Queue one message for the socket; it leaves within this turn of the loop, or soon if it is ``patient``."""
         self._check_open()
         if not subject or _SPACE.search(subject) or (reply and _SPACE.search(reply)):
             raise UsageError(f"invalid subject {subject!r}")
