@@ -22,7 +22,7 @@ _TIDY = {"integration", "acceptance"}
 
 # The same examples in every run; HYPOTHESIS_PROFILE=fuzz looks for new ones. A slow machine is no failure.
 settings.register_profile("repeatable", derandomize=True, database=None, deadline=None)
-settings.register_profile("fuzz", max_examples=2000, deadline=None)
+settings.register_profile("fuzz", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import time
 from pathlib import Path
@@ -162,6 +163,8 @@ async def test_a_context_of_the_nats_tool_leads_to_the_server(nex: Nex, node: Ru
 
 
 def test_start_up_is_quick() -> None:
-    begun = time.monotonic()
+    before = os.times()
     subprocess.run([NEX, "--version"], check=True, capture_output=True)
-    assert time.monotonic() - begun < 2
+    after = os.times()
+    work = after.children_user + after.children_system - before.children_user - before.children_system
+    assert work < 1, "seconds of CPU, whatever else the machine does"

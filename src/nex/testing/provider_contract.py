@@ -130,7 +130,7 @@ class FunctionContract(_Contract):
             started = time.monotonic()
             with pytest.raises(CallTimedOut):
                 await call(b"spin")
-            assert 0.99 <= time.monotonic() - started < 2
+            assert 0.99 <= time.monotonic() - started < 4, "not far over the limit, even on a busy machine"
             assert (await call(b"echo:next")).payload == b"next"
 
     async def test_memory_is_limited(self, provider: type[Function], workload: Workload, lines: LogLines) -> None:
@@ -195,7 +195,7 @@ class FunctionContract(_Contract):
             started = time.monotonic()
             calls = [group.create_task(_outcome(call(b"spin"))) for _ in range(3)]
             assert [type(await task) for task in calls] == [CallTimedOut] * 3
-            assert time.monotonic() - started < 2.5
+            assert time.monotonic() - started < 3, "one after the other takes three seconds"
 
     async def test_a_caller_may_give_up(self, provider: type[Function], workload: Workload, lines: LogLines) -> None:
         """The function is of use to others afterwards."""
