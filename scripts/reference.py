@@ -15,7 +15,7 @@ REFERENCE = Path(__file__).parent.parent / "docs" / "reference"
 
 def cli() -> str:
     """Every command with its usage, options and examples, as its own help has them."""
-    from nex.cli.main import cli as top
+    from nex.cli.root import cli as top
 
     lines = ["# Commands", "", "Rendered from the code by `scripts/reference --write`.", ""]
     for context in _walk("nex", top, None):

@@ -51,6 +51,14 @@ async def test_a_node_tells_about_itself(nex: Nex, node: Running, examples: Exam
     assert "No workloads in this namespace." in other
 
 
+async def test_a_node_is_found_by_the_beginning_of_its_id_but_not_by_a_slip(nex: Nex, node: Running) -> None:
+    (only,) = (await nex.ok("node", "ls", "--json")).json["nodes"]
+    assert (await nex.ok("node", "info", only["id"][:6], "--json")).json["id"] == only["id"]
+    for slip in ("", "N", only["id"][:3]):
+        assert (await nex("node", "lameduck", slip)).code == 4
+    assert (await nex.ok("node", "ls", "--json")).json["nodes"][0]["lameduck"] is False
+
+
 async def test_workloads_are_probed_by_name_and_id(nex: Nex, node: Running, examples: Examples) -> None:
     script, wasm = await nex.deploy(examples.script), await nex.deploy(examples.wasm)
     everything = (await nex.ok("node", "probe", "--json")).json["workloads"]

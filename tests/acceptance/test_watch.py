@@ -104,4 +104,6 @@ async def test_a_server_that_goes_away_ends_the_following(nex: Nex) -> None:
         await following.err.find("Following")
     result = await following.wait()
     assert result.code == 5
-    assert "Traceback" not in result.err
+    _, lost, error = result.err.splitlines()
+    assert lost.startswith("Lost the server (nats://127.0.0.1:")
+    assert error == "nex: the connection was closed"

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 import pytest
 
-from nex.cli.main import cli
+from nex.cli.root import cli
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(

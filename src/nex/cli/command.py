@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -176,4 +177,6 @@ def output(resolved: Options) -> Output:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Carry out the asynchronous part of a command."""
+    # Its only warnings are about TLS streams that end, of every connection; errors still come through.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     return asyncio.run(work)

@@ -27,7 +27,7 @@ async def embedded_server(folder: Path, port: int | None, *, log: Callable[[str]
         log: hears its log.
 
     Raises:
-        UsageError: another one uses the folder.
+        UsageError: another one uses the folder, or it cannot be written.
         MachineError: it does not start, for instance because ``port`` is taken.
     """
     with _only_one(folder):
@@ -57,8 +57,12 @@ def _server(folder: Path, port: int, log: Callable[[str], None]) -> NatsServer:
 
 @contextmanager
 def _only_one(folder: Path) -> Generator[None]:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        reason = f"the state folder {folder} cannot be used: {error.strerror}"
+        raise UsageError(reason, hint="choose another with --state-dir") from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

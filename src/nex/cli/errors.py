@@ -25,6 +25,7 @@ import click
 
 from nex.errors import (
     ClaimsError,
+    ConfigError,
     DeadlineError,
     KeyFormatError,
     MachineError,
@@ -77,7 +78,10 @@ def report(error: BaseException, *, stream: TextIO, as_json: bool, debug: bool) 
         return code
     word, message = _describe(error, debug=debug)
     if as_json:
-        stream.write(json.dumps({"error": {"code": word, "message": message}}, ensure_ascii=False) + "\n")
+        data: dict[str, object] = {"code": word, "message": message}
+        if isinstance(error, ConfigError):
+            data["problems"] = [{"key": p.key, "source": p.source, "text": p.text} for p in error.problems]
+        stream.write(json.dumps({"error": data}, ensure_ascii=False) + "\n")
     else:
         stream.write(f"nex: {message}\n")
     if debug:

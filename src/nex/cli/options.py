@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nex.errors import UsageError
 from nex.protocol.subjects import is_token
@@ -57,7 +58,13 @@ GLOBALS: tuple[GlobalOption, ...] = (
         "namespace", ("--namespace",), "namespace to work in", "NEX_NAMESPACE", metavar="NAME", default="default"
     ),
     GlobalOption(
-        "timeout", ("--timeout",), "how long to wait for answers", "NATS_TIMEOUT", "duration", "DURATION", "2s"
+        "timeout",
+        ("--timeout",),
+        "how long to wait for an answer; if given, also for all answers of many nodes",
+        "NATS_TIMEOUT",
+        "duration",
+        "DURATION",
+        "2s",
     ),
     GlobalOption("jsdomain", ("--jsdomain",), "JetStream domain of the object store", metavar="NAME"),
     GlobalOption(
@@ -73,6 +80,8 @@ GLOBALS: tuple[GlobalOption, ...] = (
 )
 
 _WINDOW_S = 0.75  # as the devrun of Nex 0.2 has it
+_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
+_SERVER_HINT = "write it as nats://HOST:PORT"
 _TRUE = frozenset({"1", "t", "true", "y", "yes", "on"})
 _FALSE = frozenset({"", "0", "f", "false", "n", "no", "off"})
 
@@ -130,7 +139,7 @@ class Options:
         raw.update({name: flags[name] for name in flagged})
         values = {o.name: _convert(o, raw[o.name]) for o in GLOBALS if o.name in raw}
         if "server" in values:
-            values["servers"] = tuple(s.strip() for s in values.pop("server").split(",") if s.strip())
+            values["servers"] = _servers(values.pop("server"))
         if "timeout" in values:
             values["timeout_s"] = values.pop("timeout")
         return cls(**values, timeout_given="timeout" in raw, flagged=flagged)
@@ -155,6 +164,22 @@ class Options:
     def filter_namespace(self) -> str:
         """The namespace, for commands that watch: a name, or ``*`` (also written as nothing) for all."""
         return "*" if self.namespace in {"", "*"} else self.literal_namespace()
+
+
+def _servers(text: str) -> tuple[str, ...]:
+    """The texts are not repeated whole: they may hold a password."""
+    servers = tuple(server.strip() for server in text.split(",") if server.strip())
+    if not servers:
+        raise UsageError("--server: no server is named", hint=_SERVER_HINT)
+    for server in servers:
+        parts = urlsplit(server if "://" in server else f"nats://{server}")
+        try:
+            usable = parts.hostname and parts.port != 0
+        except ValueError:
+            usable = False
+        if parts.scheme not in _SCHEMES or not usable:
+            raise UsageError(f"--server: {server.rpartition('@')[2]!r} is no server's address", hint=_SERVER_HINT)
+    return servers
 
 
 def _convert(option: GlobalOption, value: Any) -> Any:

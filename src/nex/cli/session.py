@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,8 +14,9 @@ from nex.transport.connection import Connection
 from nex.transport.objects import ObjectStore
 from nex.transport.options import ConnectOptions, from_context
 
-__all__ = ["Session", "connect_options", "open_session", "tool_flags"]
+__all__ = ["Session", "connect_options", "open_session", "teller", "tool_flags"]
 
+_LOST_SOON = "unexpected EOF"  # what is heard just before a server is lost
 _FIELDS = {
     "creds": "creds",
     "nkey": "nkey",
@@ -71,10 +72,11 @@ async def open_session(options: Options, *, namespace: str | None = None) -> Asy
         UnreachableError: no server is there.
         RefusedError: the server does not let us in.
     """
+    space = options.literal_namespace() if namespace is None else namespace
     connecting = connect_options(options)
-    connection = await Connection.open(connecting)
+    out = Output(as_json=options.json)
+    connection = await Connection.open(connecting, on_event=teller(out))
     try:
-        space = options.literal_namespace() if namespace is None else namespace
         client = Client(
             connection,
             namespace=space,
@@ -82,9 +84,25 @@ async def open_session(options: Options, *, namespace: str | None = None) -> Asy
             window_s=options.window_s,
             lull=None if options.timeout_given else SETTLED,
         )
-        yield Session(connection, client, connecting.domain, options, Output(as_json=options.json))
+        yield Session(connection, client, connecting.domain, options, out)
     finally:
         await connection.close()
+
+
+def teller(out: Output) -> Callable[[str], None]:
+    """Tells a person of a lost server, once, and of its return; between the two every attempt fails with words."""
+    lost = False
+
+    def tell(text: str) -> None:
+        nonlocal lost
+        is_first = text.startswith("lost server")
+        lost = is_first or (lost and not text.startswith("reconnected"))
+        if is_first:
+            out.remark(f"Lost the server ({text.removeprefix('lost server ')}); trying to reach it again")
+        elif not lost and text != _LOST_SOON:
+            out.remark(text[:1].upper() + text[1:])
+
+    return tell
 
 
 def tool_flags(options: Options) -> str:

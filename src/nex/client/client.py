@@ -42,6 +42,7 @@ STOP_TIMEOUT_S = 30.0
 SETTLED = Lull(least_s=0.25, times=8)
 """No more nodes will answer: long enough for a busy one, and for one much farther away than the nearest."""
 
+_PREFIX_LENGTH = 4
 _GONE_TIMEOUT_S = 10.0
 _NO_SUCH_WORKLOAD = "No such workload"
 _SAME_SECOND = "stop claims appear to be cloned or captured"
@@ -109,14 +110,15 @@ class Client:
         return _opened(bids, PingReply), [one for one in _located(pings) if one.workload.name == name]
 
     async def find_node(self, text: str) -> str:
-        """The id of the node that ``text`` names: an id, the beginning of one, or a node's name.
+        """The id of the node that ``text`` names: an id, at least the first four characters of one, or a node's name.
 
         Raises:
             NotFoundError: none answers to it, or more than one does.
         """
         if is_node_id(text):
             return text
-        found = [n for n in await self.nodes() if n.tags.get("node_name") == text or n.node_id.startswith(text)]
+        prefix = text if len(text) >= _PREFIX_LENGTH else " "  # every id begins with N: a slip must not name a node
+        found = [n for n in await self.nodes() if n.tags.get("node_name") == text or n.node_id.startswith(prefix)]
         if len(found) != 1:
             hint = f"{len(found)} nodes are called so: use the id" if found else "see nex node ls"
             raise NotFoundError("node", text, hint=hint)

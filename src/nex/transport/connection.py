@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import re
 import secrets
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -46,6 +48,7 @@ class Connection:
         self._refused: dict[tuple[str, str], str] = {}
         self._requests = Requests(self._wire, options.inbox_prefix)
         self._opening: list[Exception] | None = []
+        self._last_failure = ""
         self._closing = False
         self._closed = asyncio.Event()
 
@@ -388,10 +391,13 @@ class Connection:
             if kind == "subscription":
                 self._refused[subject, queue] = f"the server refuses {text.removeprefix('permissions violation for ')}"
             self._requests.refuse(kind, subject)
-        self._tell(text)
+        if self._wire.is_connected or text != self._last_failure:  # attempts to reconnect fail alike, several a second
+            self._tell(text)
+        self._last_failure = text
 
     async def _on_disconnected(self) -> None:
         self._wire.break_round_trips()
+        self._last_failure = ""
         if not self._wire.is_closed:
             self._tell(f"lost server {self.url}")
 
@@ -430,7 +436,18 @@ def _why(failures: list[Exception], options: ConnectOptions) -> NexError:
         return UnreachableError(f"{names} offers no TLS, which was asked for")
     if isinstance(last, TimeoutError):
         return UnreachableError(f"no NATS server at {names}: no answer within {options.timeout_s:g} s")
-    return UnreachableError(f"no NATS server at {names}: {str(last).removeprefix('nats: ') or type(last).__name__}")
+    if isinstance(last, ssl.SSLError):
+        reason = getattr(last, "verify_message", "") or (last.reason or "").replace("_", " ").lower() or str(last)
+        return UnreachableError(f"no TLS with {names}: {reason}; check the tlsca, tlscert and tlskey given")
+    return UnreachableError(f"no NATS server at {names}: {_words(last)}")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno is not None and error.errno > 0:
+        return os.strerror(error.errno).lower()
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return str(error).removeprefix("nats: ") or type(error).__name__
 
 
 def _without_secrets(server: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from nex import __version__
 from nex.cli.command import Command, Group
-from nex.cli.main import cli, run
+from nex.cli.root import cli, run
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -88,7 +88,7 @@ def test_completion_scripts(shell: str, capsys: pytest.CaptureFixture[str]) -> N
 @pytest.mark.parametrize("args", [["--version"], ["--help"], ["node", "--help"]])
 def test_what_needs_no_system_imports_nothing_heavy(args: list[str]) -> None:
     code = (
-        "import sys; from nex.cli.main import run; status = run(sys.argv[1:]);"
+        "import sys; from nex.cli.root import run; status = run(sys.argv[1:]);"
         "heavy = {'nats', 'uvloop', 'wasmtime', 'nacl', 'watchfiles'} & set(sys.modules);"
         "sys.exit(f'{status} {heavy}' if status or heavy else 0)"
     )

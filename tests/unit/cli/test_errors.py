@@ -75,3 +75,12 @@ def test_of_a_console_the_last_line_is_enough() -> None:
 def test_interruption_is_silent() -> None:
     assert report(click.Abort()) == (130, "")
     assert report(KeyboardInterrupt()) == (130, "")
+
+
+def test_programs_get_every_problem_of_a_configuration_by_itself() -> None:
+    problems = (nex_errors.Problem("name", "flag", "is bad"), nex_errors.Problem("tags", "node.json", "is worse"))
+    _, text = report(nex_errors.ConfigError(problems), as_json=True)
+    assert json.loads(text)["error"]["problems"] == [
+        {"key": "name", "source": "flag", "text": "is bad"},
+        {"key": "tags", "source": "node.json", "text": "is worse"},
+    ]

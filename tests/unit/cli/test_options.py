@@ -33,6 +33,10 @@ def test_secrets_stay_out_of_the_repr() -> None:
         ({"timeout": "0"}, {}, "--timeout: must be more than zero"),
         ({}, {"NATS_TIMEOUT": "-1s"}, "--timeout: '-1s'"),
         ({"creds": "/no/such/file"}, {}, "--creds: there is no file"),
+        ({"server": " , "}, {}, "--server: no server is named"),
+        ({"server": "nats://here:99999"}, {}, "'nats://here:99999' is no server's address"),
+        ({"server": "good, http://here:80"}, {}, "'http://here:80' is no server's address"),
+        ({}, {"NATS_URL": "nats://"}, "'nats://' is no server's address"),
         ({}, {"NEX_LOGLEVEL": "loud"}, "--loglevel: 'loud' is not one of"),
         ({}, {"NEX_LOGJSON": "perhaps"}, "NEX_LOGJSON: 'perhaps' is neither"),
     ],
@@ -64,3 +68,15 @@ def test_every_option_is_a_field() -> None:
     renamed = {"server": "servers", "timeout": "timeout_s"}
     for option in GLOBALS:
         assert hasattr(Options(), renamed.get(option.name, option.name))
+
+
+def test_servers_are_taken_as_the_nats_command_takes_them() -> None:
+    text = "here,tls://user:pa%3Ass@there:4223, [::1]:4222,wss://token@web"
+    assert len(Options.resolve({"server": text}, {}).servers) == 4
+
+
+def test_a_wrong_address_does_not_tell_its_password() -> None:
+    with pytest.raises(UsageError) as raised:
+        Options.resolve({"server": "nats://me:s3cret@host:port"}, {})
+    assert "s3cret" not in str(raised.value)
+    assert "host:port" in str(raised.value)

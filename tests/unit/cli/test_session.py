@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 
 from nex.cli.options import Options
-from nex.cli.session import connect_options
+from nex.cli.output import Output
+from nex.cli.session import connect_options, open_session, teller
 from nex.errors import UsageError
 
 
@@ -43,3 +44,21 @@ def test_a_flag_wins_over_a_context(context: str) -> None:
 def test_an_unknown_context_is_named(context: str) -> None:
     with pytest.raises(UsageError, match="'nowhere'"):
         connect_options(Options(context="nowhere"))
+
+
+async def test_a_wrong_namespace_is_told_before_any_server_is_asked() -> None:
+    options = Options(servers=("nats://127.0.0.1:1",), namespace="a b")
+    with pytest.raises(UsageError, match="--namespace: 'a b' is not a name"):
+        async with open_session(options):
+            pass
+
+
+def test_a_lost_server_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    tell = teller(Output(as_json=False))
+    for text in ("slow consumer", "unexpected EOF", "lost server nats://a", "Connection refused", "reconnected to b"):
+        tell(text)
+    assert capsys.readouterr().err.splitlines() == [
+        "Slow consumer",
+        "Lost the server (nats://a); trying to reach it again",
+        "Reconnected to b",
+    ]

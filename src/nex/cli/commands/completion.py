@@ -18,7 +18,7 @@ __all__ = ["completion"]
         ("nex completion fish > ~/.config/fish/completions/nex.fish", "once"),
     ),
 )
-@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]), metavar="bash|zsh|fish")
 def completion(shell: str) -> None:
     """Print the completion script of a shell, to be read by it at start."""
     kind = get_completion_class(shell)

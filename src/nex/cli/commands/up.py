@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,9 @@ def resolve_config(
     flags: dict[str, Any] = {}
     for name, value in _pairs("--set", settings).items():
         if name not in known:
-            raise UsageError(f"--set: there is no key {name!r}", hint="the reference of the configuration lists them")
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else "docs/reference/config.md lists the keys"
+            raise UsageError(f"--set: there is no key {name!r}", hint=hint)
         flags[name] = value
     flags.update({name: value for name, value in named.items() if value is not None})
     if tags:
