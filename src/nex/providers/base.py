@@ -63,7 +63,7 @@ class Provider(ABC):
     def prepare(cls) -> None:
         """Make what depends on no workload, for all machines to share: called once, in the process they fork from.
 
-        Starts no threads and opens no files. An error here leaves the type unprepared, not unavailable.
+        Starts no threads and leaves no files open. An error here leaves the type unprepared, not unavailable.
         """
 
     @abstractmethod

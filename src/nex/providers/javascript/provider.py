@@ -59,7 +59,7 @@ class JavaScriptProvider(PooledFunction):
     @classmethod
     def prepare(cls) -> None:
         """As the seam says."""
-        _find_deno()  # imports what costs 0.5 MiB
+        _find_deno()  # the first time, it imports the build settings of Python, which are large
 
     def _launch(self, sock: socket.socket) -> Child:
         memory = self._limits.memory_bytes
