@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib
-import logging
 import os
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -177,6 +176,4 @@ def output(resolved: Options) -> Output:
 
 def run(work: Coroutine[Any, Any, T]) -> T:
     """Carry out the asynchronous part of a command."""
-    # Its only warnings are about TLS streams that end, of every connection; errors still come through.
-    logging.getLogger("asyncio").setLevel(logging.ERROR)
     return asyncio.run(work)

@@ -16,6 +16,7 @@ code  meaning
 
 from __future__ import annotations
 
+import errno
 import json
 import traceback
 from collections.abc import Iterable
@@ -102,6 +103,8 @@ def _describe(error: BaseException, *, debug: bool) -> tuple[str, str]:
             return UsageError.code, _usage_text(error)
         case click.ClickException():
             return UsageError.code, error.format_message().rstrip(".")
+        case OSError() if error.errno == errno.ENOSPC:
+            return "failed", f"no space left on the device{f' for {error.filename}' if error.filename else ''}"
         case OSError() if error.filename:
             return "failed", f"{error.filename}: {error.strerror}"
     hint = "" if debug else "; see where it came from with --loglevel debug"

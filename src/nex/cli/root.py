@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -46,6 +47,7 @@ cli = click.version_option(__version__, message="nex %(version)s")(cli)
 def run(args: Sequence[str]) -> int:
     """Carry out one command line and return its exit code; no error gets past here."""
     given: Given = {}
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of the end of every connection with TLS
     try:
         result = cli.main(list(args), prog_name="nex", standalone_mode=False, obj=given)
     except Exception as error:  # noqa: BLE001 - the edge: each becomes a line and an exit code

@@ -84,3 +84,14 @@ def test_programs_get_every_problem_of_a_configuration_by_itself() -> None:
         {"key": "name", "source": "flag", "text": "is bad"},
         {"key": "tags", "source": "node.json", "text": "is worse"},
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(28, "No space left on device"), "nex: no space left on the device\n"),
+        (OSError(28, "No space left on device", "/x"), "nex: no space left on the device for /x\n"),
+    ],
+)
+def test_a_full_disk_is_nothing_unexpected(error: OSError, text: str) -> None:
+    assert report(error) == (1, text)
