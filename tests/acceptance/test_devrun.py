@@ -82,6 +82,33 @@ async def test_the_old_copy_is_replaced_on_whichever_node_it_runs(nex: Nex, node
     assert [w["id"] for w in running] == [new["id"]]
 
 
+async def test_a_function_that_does_not_start_leaves_the_old_copy_alone(
+    nex: Nex, node: Running, connection: Connection, tmp_path: Path
+) -> None:
+    file = tmp_path / "fn.js"
+    file.write_text("(s, p) => 'good'")
+    old = await nex.deploy(file)
+    file.write_text("(s, p) => {")
+    broken = await nex("devrun", file)
+    assert broken.code == 3
+    assert "SyntaxError" in broken.err
+    running = (await nex.ok("node", "probe", "--json")).json["workloads"]
+    assert [w["id"] for w in running] == [old["id"]]
+    assert json.loads((await connection.request("fnjs", b"", timeout_s=10)).data) == "good"
+
+
+async def test_a_full_node_makes_room_for_the_new_copy_first(nex: Nex, tmp_path: Path) -> None:
+    await nex.up("small", "--set", "node_limits.max_workloads=1")
+    file = tmp_path / "fn.js"
+    file.write_text("(s, p) => 'one'")
+    old = await nex.deploy(file)
+    file.write_text("(s, p) => 'two'")
+    new = await nex.deploy(file)
+    assert new["replaced"] == [{"id": old["id"], "node_id": old["node_id"]}]
+    running = (await nex.ok("node", "probe", "--json")).json["workloads"]
+    assert [w["id"] for w in running] == [new["id"]]
+
+
 async def test_nobody_waits_for_the_end_of_the_window_once_the_nodes_have_answered(
     nex: Nex, node: Running, connection: Connection, examples: Examples
 ) -> None:

@@ -12,7 +12,7 @@ from nex.client.placement import may_try_next, rank
 from nex.errors import NotFoundError, RefusedError
 from nex.protocol.control import AuctionRequest, DeployReply, PingReply
 
-__all__ = ["Deployed", "Target", "deploy_to", "place", "remove", "survey", "target_of"]
+__all__ = ["Deployed", "Target", "deploy_to", "place", "remove", "replace_copies", "survey", "target_of"]
 
 _OTHER_ISSUER = "the only entity allowed to terminate"
 
@@ -68,6 +68,40 @@ async def place(
                 raise
             remark(f"Node {node.tags.get('node_name') or node.node_id} does not take it ({error}); trying another")
     return await deploy_to(client, _target(last), order, signer)
+
+
+async def replace_copies(
+    client: Client,
+    candidates: list[PingReply],
+    copies: list[Located],
+    order: Order,
+    signer: Signer,
+    *,
+    remark: Callable[[str], None],
+) -> Deployed:
+    """Deploy in place of running copies.
+
+    A function is deployed first, so that there is no gap, and a broken one changes nothing. A service is stopped
+    first, as two of it might be in each other's way; so is a function that no node has room for beside its old copy.
+
+    Raises:
+        RefusedError: as `place` and `remove`; what was deployed is gone again if a copy is another issuer's.
+    """
+    if copies and order.type in FUNCTION_TYPES:
+        try:
+            deployed = await place(client, candidates, order, signer, remark=remark)
+        except RefusedError as error:
+            if not may_try_next(error):
+                raise
+        else:
+            try:
+                await remove(client, copies, signer, remark=remark)
+            except RefusedError:
+                await client.stop(deployed.target.node_id, deployed.reply.id, name=order.name, issuer=signer.issuer)
+                raise
+            return deployed
+    await remove(client, copies, signer, remark=remark)
+    return await place(client, candidates, order, signer, remark=remark)
 
 
 async def survey(client: Client, artifact: Artifact) -> tuple[list[PingReply], list[Located]]:

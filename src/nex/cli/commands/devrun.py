@@ -17,7 +17,7 @@ from nex.client.artifacts import Artifact, inspect
 from nex.client.bundle import BUCKET, BUCKET_MAX_BYTES, Order, Signer, upload
 from nex.client.keys import DeveloperKeys, default_folder
 from nex.client.pairs import parse_environment
-from nex.client.rollout import place, remove, survey
+from nex.client.rollout import replace_copies, survey
 from nex.protocol.location import Location
 
 __all__ = ["DESCRIPTION", "devrun", "upload_shown"]
@@ -37,7 +37,7 @@ DESCRIPTION = "Workload published in devmode"
 @click.argument("file", type=click.Path(path_type=Path))
 @click.argument("environment", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--name", default="", metavar="NAME", help="Name of the workload. Default: the file's name without dots.")
-@click.option("--stop/--no-stop", default=True, help="Stop running copies of the same name first, on all nodes.")
+@click.option("--stop/--no-stop", default=True, help="Replace running copies of the same name, on all nodes.")
 @click.option(
     "--bucketmaxbytes",
     type=click.IntRange(1),
@@ -52,7 +52,8 @@ def devrun(file: Path, environment: tuple[str, ...], name: str, stop: bool, buck
 
     The type is told by the file (a static 64-bit ELF executable is a service; JavaScript, TypeScript and WebAssembly
     are functions), the name by its name. Keys are made on first use in ~/.nex, the file goes to the object store
-    NEXCLIFILES, and a running copy of the same name is replaced on whichever node it runs.
+    NEXCLIFILES, and a running copy of the same name is replaced on whichever node it runs: a function without a gap,
+    and not at all if the new one does not start; a service is stopped first.
     """
     chosen = options()
     run(
@@ -96,8 +97,7 @@ async def _deploy(
     candidates, copies = await survey(client, artifact)
     uploaded = await upload_shown(session, artifact, max_bytes=max_bytes)
     replaced = copies if stop else []
-    await remove(client, replaced, signer, remark=out.remark)
-    deployed = await place(client, candidates, order, signer, remark=out.remark)
+    deployed = await replace_copies(client, candidates, replaced, order, signer, remark=out.remark)
     data = summary(deployed, client.namespace) | {
         "uploaded": uploaded,
         "replaced": [{"id": old.workload.id, "node_id": old.node_id} for old in replaced],
