@@ -82,7 +82,9 @@ class WasmProgram:
         self._start_item = ffi.wasmtime_extern_t()
         self._memory: Any = None
         self._no_values = (ffi.wasmtime_val_raw_t * 1)()
+        self._store: Any = None
         self._context: Any = None
+        self._is_fresh = False
         self._input = b""
         self._read = 0
         self._output: list[bytes] = []
@@ -113,9 +115,22 @@ class WasmProgram:
         module = wasmtime.Module.deserialize_file(self._engine, str(code))
         self._pre = self._linker.instantiate_pre(module)
         self._pre_pointer = self._pre.ptr()
+        self._is_fresh = False
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Drop what the last run left and make room for the next one: work that a caller need not wait for."""
+        if self._is_fresh:
+            return
+        if self._store is not None:
+            ffi.wasmtime_store_delete(self._store)
+        self._store = ffi.wasmtime_store_new(self._engine_pointer, None, _NO_FINALIZER)
+        self._context = ffi.wasmtime_store_context(self._store)
+        ffi.wasmtime_store_limiter(self._store, self._memory_bytes, TABLE_ELEMENTS, 1, TABLES, 1)
+        self._is_fresh = True
 
     def run(self, arguments: Sequence[bytes], stdin: bytes, variables: Mapping[str, str] | None = None) -> bytes:
-        """Run the module's ``_start`` once; what it wrote to standard output.
+        """Run the module's ``_start`` once; what it wrote to standard output. Then, when there is time, `refresh`.
 
         Args:
             arguments: argv, from the program's name on.
@@ -129,15 +144,10 @@ class WasmProgram:
         self._input, self._read = stdin, 0
         self._output, self._written = [], 0
         self._memory = None
-        store = ffi.wasmtime_store_new(self._engine_pointer, None, _NO_FINALIZER)
-        try:
-            self._context = context = ffi.wasmtime_store_context(store)
-            ffi.wasmtime_store_limiter(store, self._memory_bytes, TABLE_ELEMENTS, 1, TABLES, 1)
-            self._set_wasi(context, arguments, variables)
-            self._start(context)
-        finally:
-            self._context = None
-            ffi.wasmtime_store_delete(store)
+        self.refresh()
+        self._is_fresh = False
+        self._set_wasi(self._context, arguments, variables)
+        self._start(self._context)
         return b"".join(self._output)
 
     def _set_wasi(self, context: Any, arguments: Sequence[bytes], variables: Mapping[str, str] | None) -> None:

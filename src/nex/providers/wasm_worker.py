@@ -80,6 +80,7 @@ def serve(sock: socket.socket, code: Path, environment: Mapping[str, str], limit
             answer = encode(Kind.READY, frame.id) if frame.kind == Kind.LOAD else _call(program, frame)
             log.flush()
             sock.sendall(answer)
+            program.refresh()
 
 
 def header_variables(headers: Mapping[str, str]) -> dict[str, str]:
