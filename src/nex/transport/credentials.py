@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import re
 import ssl
 from collections.abc import Callable
@@ -11,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nkeys
-
-from nex.errors import UsageError
+from nex.errors import KeyFormatError, UsageError
+from nex.security.keys import SigningKey
 from nex.transport.options import ConnectOptions
 
 __all__ = ["client_arguments", "needs_files"]
@@ -30,11 +28,7 @@ class _User:
     seed: str = field(repr=False)
 
     def sign(self, nonce: str) -> bytes:
-        pair = _key_pair(self.seed)
-        try:
-            return base64.b64encode(pair.sign(nonce.encode()))
-        finally:
-            pair.wipe()
+        return base64.b64encode(_key(self.seed).sign(nonce.encode()))
 
 
 def needs_files(options: ConnectOptions) -> bool:
@@ -83,7 +77,7 @@ def _in_memory(options: ConnectOptions) -> dict[str, Any]:
     if not options.seed:
         raise UsageError("a user JWT needs its seed")
     user = _User(options.jwt, options.seed.strip())
-    _key_pair(user.seed).wipe()
+    _key(user.seed)
     return _signing(lambda: user) if user.jwt else {"nkeys_seed_str": user.seed}
 
 
@@ -126,7 +120,7 @@ def _parse_creds(path: Path, text: str) -> _User:
     if jwt is None or seed is None:
         missing = "user JWT" if jwt is None else "user seed"
         raise UsageError(f"credentials file {path} holds no {missing}", hint="expected a file as nsc writes it")
-    _key_pair(seed[1], where=str(path)).wipe()
+    _key(seed[1], where=str(path))
     return _User(jwt[1], seed[1])
 
 
@@ -134,14 +128,14 @@ def _parse_nkey(path: Path, text: str) -> _User:
     seed = next((line.strip() for line in text.splitlines() if line.strip().startswith("SU")), "")
     if not seed:
         raise UsageError(f"nkey file {path} holds no user seed", hint="expected a line that begins with SU")
-    _key_pair(seed, where=str(path)).wipe()
+    _key(seed, where=str(path))
     return _User("", seed)
 
 
-def _key_pair(seed: str, *, where: str = "the seed given") -> Any:
+def _key(seed: str, *, where: str = "the seed given") -> SigningKey:
     try:
-        return nkeys.from_seed(bytearray(seed, "ascii"))
-    except (nkeys.NkeysError, ValueError, binascii.Error):
+        return SigningKey.from_seed(seed)
+    except KeyFormatError:
         raise UsageError(f"{where} is not a valid nkey seed") from None
 
 
