@@ -21,6 +21,7 @@ from typing import IO, NoReturn
 
 __all__ = [
     "Child",
+    "Confinement",
     "Exit",
     "LineReader",
     "become_subreaper",
@@ -35,6 +36,7 @@ __all__ = [
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_NO_NEW_PRIVS = 38
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 _own: set[int] = set()  # the children that a Child reaps
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -115,6 +117,29 @@ class Exit:
         return f"signal {self.signal}"
 
 
+@dataclass(frozen=True, slots=True)
+class Confinement:
+    """As whom, and in which control group, a child runs somebody else's code; nothing here changes nothing.
+
+    ``user`` is a user and a group id, which only root can give. ``cgroups`` are folders of control groups to move to.
+    """
+
+    user: tuple[int, int] | None = None
+    cgroups: tuple[Path, ...] = ()
+
+    def enter(self) -> None:
+        """In the child, before it runs anything else: for good, and without a way back to privileges."""
+        for cgroup in self.cgroups:
+            fd = os.open(cgroup / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+            os.write(fd, b"0")
+            os.close(fd)
+        if self.user is not None:
+            os.setgroups([])
+            os.setresgid(self.user[1], self.user[1], self.user[1])
+            os.setresuid(self.user[0], self.user[0], self.user[0])
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
 class Child:
     """A direct child process, leader of its own process group. Make it with `spawn` or `fork`, and always `wait`.
 
@@ -142,6 +167,7 @@ class Child:
         stderr: int | IO[bytes] | None = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
         rlimits: Mapping[int, int] | None = None,
+        confinement: Confinement | None = None,
     ) -> Child:
         """Start a program. ``rlimits`` maps ``resource.RLIMIT_*`` to the soft and hard limit.
 
@@ -152,7 +178,9 @@ class Child:
         limits = dict(rlimits or {})
 
         def prepare() -> None:
-            die_with_parent(parent)
+            if confinement is not None:
+                confinement.enter()
+            die_with_parent(parent)  # after it: the kernel forgets the signal with the user
             for which, value in limits.items():
                 resource.setrlimit(which, (value, value))
 
@@ -170,9 +198,11 @@ class Child:
         return cls(popen.pid, popen)
 
     @classmethod
-    def fork(cls, main: Callable[[], None], *, keep_fds: Sequence[int] = ()) -> Child:
+    def fork(
+        cls, main: Callable[[], None], *, keep_fds: Sequence[int] = (), confinement: Confinement | None = None
+    ) -> Child:
         """Run ``main`` in a fork of this process that inherits its memory and, of its files, ``keep_fds`` and 0-2."""
-        return cls(fork_process(main, keep_fds=keep_fds))
+        return cls(fork_process(main, keep_fds=keep_fds, confinement=confinement))
 
     @property
     def returned(self) -> Exit | None:
@@ -232,7 +262,9 @@ class Child:
             raise
 
 
-def fork_process(main: Callable[[], None], *, keep_fds: Sequence[int] = ()) -> int:
+def fork_process(
+    main: Callable[[], None], *, keep_fds: Sequence[int] = (), confinement: Confinement | None = None
+) -> int:
     """The bare fork behind `Child.fork`, for a program without an event loop; the caller reaps the id it returns."""
     parent = os.getpid()
     # Until it has handlers of its own, a signal to the fork would wake the loop of its parent.
@@ -240,14 +272,18 @@ def fork_process(main: Callable[[], None], *, keep_fds: Sequence[int] = ()) -> i
     try:
         pid = os.fork()
         if pid == 0:
-            _in_fork(main, parent, keep_fds, before)
+            _in_fork(main, parent, keep_fds, before, confinement)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return pid
 
 
 def _in_fork(
-    main: Callable[[], None], parent: int, keep_fds: Sequence[int], signals: set[int | signal.Signals]
+    main: Callable[[], None],
+    parent: int,
+    keep_fds: Sequence[int],
+    signals: set[int | signal.Signals],
+    confinement: Confinement | None,
 ) -> NoReturn:
     status = 1
     try:
@@ -257,6 +293,8 @@ def _in_fork(
             signal.signal(sig, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, signals)
         _own.clear()
+        if confinement is not None:
+            confinement.enter()
         die_with_parent(parent)
         _close_all_but({0, 1, 2, *keep_fds})
         asyncio.set_event_loop(None)

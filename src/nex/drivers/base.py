@@ -26,6 +26,7 @@ __all__ = [
     "Fingerprint",
     "Handle",
     "Health",
+    "ImageOptions",
     "Machine",
     "MachineSpec",
     "Resources",
@@ -53,19 +54,24 @@ class Fingerprint:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """Asked before they are relied on. ``isolates``: strangers' code is safe inside."""
+    """Asked before they are relied on.
+
+    ``isolates``: strangers' code is safe inside. ``strength`` orders the drivers when the node may choose: the
+    strongest that works is taken.
+    """
 
     isolates: bool
-    limits_memory: bool = False
-    limits_cpu: bool = False
+    strength: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a machine gets."""
+    """What a machine gets, or the part of it that its workload gets; 0 processes or disk is as the driver has it."""
 
-    vcpu_count: int = 1
+    vcpu_count: float = 1
     memory_mib: int = 256
+    pids: int = 0
+    disk_mib: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +100,41 @@ class Handle(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a machine has used: CPU seconds since its start, memory now."""
+    """What a machine has used: CPU seconds since its start, memory now, bytes over its streams and interfaces.
+
+    Bytes are None where nobody counts them: in machines that share the host's network.
+    """
 
     cpu_s: float
     memory_bytes: int
+    received_bytes: int | None = None
+    sent_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageOptions:
+    """Which guest image machines boot: the store's own, or a kernel and a root file system that the user names."""
+
+    store: Path | None = None
+    kernel: Path | None = None
+    rootfs: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class DriverContext:
-    """What a node gives its driver: a private folder (mode 0700), its own section of the configuration."""
+    """What a node gives its driver.
+
+    ``state`` is a private folder (mode 0700), ``config`` the driver's own section of the configuration, ``template``
+    what every machine gets, ``workload_types`` what machines must be able to run, ``rate_limiters`` those of Nex
+    0.2's configuration, by device.
+    """
 
     state: Path
     config: Mapping[str, Any] = field(default_factory=dict)
+    template: Resources = Resources()
+    images: ImageOptions = ImageOptions()
+    workload_types: tuple[str, ...] = ("native", "v8", "wasm")
+    rate_limiters: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Machine(ABC):
@@ -134,6 +163,18 @@ class Machine(ABC):
     @abstractmethod
     async def destroy(self) -> None:
         """KILL everything in the machine and remove all it left. Safe to call twice and at any time."""
+
+    async def restrict(self, share: Resources) -> None:  # noqa: B027 - a guest's own agent does it in a microVM
+        """Narrow a warm machine to what its workload may have, before that starts.
+
+        Raises:
+            MachineError: it cannot be done.
+        """
+
+    @property
+    def exceeded(self) -> str:
+        """The limit that the machine ran into, if that is what ended its workload: memory, pids or disk; else empty."""
+        return ""
 
     @abstractmethod
     async def usage(self) -> Usage:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from nex.processes import Exit
+from nex.processes import Confinement, Exit
 from nex.protocol.agent import Limits
 
 __all__ = ["Function", "Invocation", "Log", "Provider", "Result", "Service", "Workload"]
@@ -22,7 +22,7 @@ Log = Callable[[str, str], None]
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What is to run. ``artifact`` is a private, verified file; ``folder`` an empty working folder of its own."""
+    """What is to run. ``artifact`` is a verified file; ``folder`` an empty working folder that the workload may use."""
 
     id: str
     namespace: str
@@ -33,6 +33,8 @@ class Workload:
     argv: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
     limits: Limits = field(default_factory=Limits)
+    confinement: Confinement = field(default_factory=Confinement)
+    """How processes that run its code are started."""
 
 
 @dataclass(slots=True)

@@ -1,0 +1,57 @@
+"""The byte streams between a machine without a network and its host.
+
+A machine has two: *control* and *data*. Each is a pair of sockets in a sandbox, a virtio-serial port under QEMU, a
+vsock connection (made by the host) under Firecracker. On both, the guest knocks with one byte when it wants to be
+joined to the private server; from then on the stream carries the bytes of one NATS connection, unchanged. On the
+control stream the host speaks first: the length of the encoded `nex.protocol.agent.Hello` in four bytes, big end
+first, then the hello. A stream is joined once: when either end closes, the machine is of no more use.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nex.errors import MessageError
+
+__all__ = [
+    "CONTROL",
+    "CONTROL_PORT",
+    "DATA",
+    "DATA_PORT",
+    "HELLO_LIMIT_BYTES",
+    "KNOCK",
+    "LENGTH_BYTES",
+    "frame_hello",
+    "hello_length",
+]
+
+CONTROL: Final = "nex.control"
+"""Name of the virtio port of the control stream."""
+DATA: Final = "nex.data"
+"""Name of the virtio port of the data stream."""
+CONTROL_PORT: Final = 52
+"""The vsock port at which the guest listens for the control stream."""
+DATA_PORT: Final = 53
+"""The vsock port at which the guest listens for the data stream."""
+KNOCK: Final = b"\x01"
+HELLO_LIMIT_BYTES: Final = 1 << 20
+LENGTH_BYTES: Final = 4
+
+
+def frame_hello(hello: bytes) -> bytes:
+    """What the host writes to the control stream first."""
+    if len(hello) > HELLO_LIMIT_BYTES:
+        raise ValueError(f"a hello of {len(hello)} bytes is over the limit of {HELLO_LIMIT_BYTES}")
+    return len(hello).to_bytes(LENGTH_BYTES, "big") + hello
+
+
+def hello_length(prefix: bytes) -> int:
+    """How many bytes of hello follow the first `LENGTH_BYTES`.
+
+    Raises:
+        MessageError: more than can be meant, or nothing.
+    """
+    length = int.from_bytes(prefix, "big")
+    if len(prefix) != LENGTH_BYTES or not 0 < length <= HELLO_LIMIT_BYTES:
+        raise MessageError("the control stream does not begin with a hello")
+    return length
