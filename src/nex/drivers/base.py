@@ -57,11 +57,13 @@ class Capabilities:
     """Asked before they are relied on.
 
     ``isolates``: strangers' code is safe inside. ``strength`` orders the drivers when the node may choose: the
-    strongest that works is taken.
+    strongest that works is taken. ``handshake_s`` is how long the agent of a new machine may take to report, slow
+    hosts included, before the machine counts as broken.
     """
 
     isolates: bool
     strength: int = 0
+    handshake_s: float = 60.0
 
 
 @dataclass(frozen=True, slots=True)
