@@ -110,6 +110,7 @@ class Nex:
             "TMPDIR": os.environ.get("TMPDIR", "/tmp"),
             "HOME": str(self.home),
             "NATS_URL": self.url,
+            "NEX_DRIVER": "process",
             **self.extra,
         }
 

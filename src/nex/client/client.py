@@ -35,7 +35,7 @@ __all__ = ["DEPLOY_TIMEOUT_S", "SETTLED", "STOP_TIMEOUT_S", "Client", "Located"]
 
 M = TypeVar("M", bound=Message)
 
-DEPLOY_TIMEOUT_S = 90.0
+DEPLOY_TIMEOUT_S = 180.0
 """A node downloads and compiles before it answers a deploy, and waits for the workload to start."""
 STOP_TIMEOUT_S = 30.0
 """A node gives a workload its grace before it answers a stop."""

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nex.drivers.base import Resources
+from nex.drivers.base import ImageOptions, Resources
 from nex.errors import ConfigError, Problem
-from nex.node.keys import KEYS, Key
+from nex.node.keys import AUTO, KEYS, Key
 from nex.node.kinds import AutostartEntry, Table, node_name
 
 __all__ = ["KEYS", "Key", "Leafnode", "NodeConfig", "NodeLimits", "WorkloadLimits", "resolve"]
@@ -67,11 +67,13 @@ class NodeConfig:
     name: str
     state_dir: Path
     nexus: str = "nexus"
-    driver: str = "process"
+    driver: str = AUTO
     driver_options: Mapping[str, Any] = field(default_factory=dict)
     no_sandbox: bool | None = None
     machine_pool_size: int = 1
     machine_template: Resources = field(default_factory=Resources)
+    images: ImageOptions = field(default_factory=ImageOptions)
+    rate_limiters: Mapping[str, Any] = field(default_factory=dict)
     workload_types: tuple[str, ...] = ("native", "v8", "wasm")
     valid_issuers: tuple[str, ...] = ()
     deny_trigger_subjects: tuple[str, ...] = ()
@@ -81,7 +83,7 @@ class NodeConfig:
     allow_unverified_artifacts: bool = False
     restore: bool = True
     artifact_cache_mib: int = 1024
-    agent_handshake_timeout_ms: int = 5000
+    agent_handshake_timeout_ms: int | None = None
     agent_ping_timeout_ms: int = 750
     agent_start_timeout_ms: int = 30000
     stop_grace_ms: int = 5000
@@ -95,6 +97,7 @@ class NodeConfig:
 class _Found:
     """What the layers said so far: values and their sources by key, and what is wrong."""
 
+    defaults: Mapping[str, Any]
     values: dict[str, Any] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
@@ -114,24 +117,33 @@ class _Found:
         self.values[key.name], self.sources[key.name] = value, source
 
     def get(self, name: str) -> Any:
-        return self.values[name] if name in self.values else _BY_NAME[name].value()
+        if name in self.values:
+            return self.values[name]
+        return self.defaults[name] if name in self.defaults else _BY_NAME[name].value()
 
     def wrong(self, name: str, text: str) -> None:
         self.problems.append(Problem(name, self.sources.get(name, "default"), text))
 
 
-def resolve(*, file: Path | None, environ: Mapping[str, str], flags: Mapping[str, object]) -> NodeConfig:
+def resolve(
+    *,
+    file: Path | None,
+    environ: Mapping[str, str],
+    flags: Mapping[str, object],
+    defaults: Mapping[str, object] | None = None,
+) -> NodeConfig:
     """Make the configuration of a node.
 
     Args:
         file: the file to read; None is ``./config.json`` if that exists.
         environ: where ``NEX_*``, ``XDG_STATE_HOME`` and ``HOME`` are looked up.
         flags: values by key name; None is a flag that was not given.
+        defaults: values by key name, in the place of the table's defaults.
 
     Raises:
         ConfigError: with every problem found, each with its key and where it came from.
     """
-    found = _Found()
+    found = _Found(dict(defaults or {}))
     if file is None and DEFAULT_FILE.is_file():
         file = DEFAULT_FILE
     if file is not None:
@@ -200,13 +212,21 @@ def _assemble(found: _Found, environ: Mapping[str, str]) -> NodeConfig:
         group, _, inner = key_name.partition(".")
         groups.setdefault(group, {})[inner] = values.pop(key_name)
     template = groups["machine_template"]
+    images = ImageOptions(
+        store=values.pop("default_resource_dir"),
+        kernel=values.pop("kernel_filepath"),
+        rootfs=values.pop("rootfs_filepath"),
+    )
     values["tags"] = {"node_name": name, **values["tags"]}
     values["workload_types"] = values["workload_types"] or ("native",)
     return NodeConfig(
         **values,
         name=name,
         state_dir=Path(folder).absolute(),
-        machine_template=Resources(template["vcpu_count"], template["memsize_mib"]),
+        machine_template=Resources(
+            template["vcpu_count"], template["memsize_mib"], template["pids"], template["disk_mib"]
+        ),
+        images=images,
         node_limits=NodeLimits(**groups["node_limits"]),
         workload_limits=WorkloadLimits(**groups["workload_limits"]),
         leafnode=Leafnode(**groups["leafnode"]),
@@ -220,6 +240,9 @@ def _check_together(values: Mapping[str, Any], found: _Found) -> None:
         most = values[f"workload_limits.max_{what}"]
         if values[f"workload_limits.{what}"] > most:
             found.wrong(f"workload_limits.{what}", f"is more than workload_limits.max_{what}, which is {most}")
+    for one, other in (("kernel_filepath", "rootfs_filepath"), ("rootfs_filepath", "kernel_filepath")):
+        if values[one] and not values[other]:
+            found.wrong(one, f"needs {other}: machines boot the two together, or the image of nex rootfs")
     if values["leafnode.credentials"] and not values["leafnode.urls"]:
         found.wrong("leafnode.credentials", "needs leafnode.urls")
     for index, entry in enumerate(values["autostart.workloads"]):

@@ -217,7 +217,7 @@ class Control:
                 type=order.request.type,
                 hash=workload.digest,
             ),
-            driver=self._standing.config.driver,
+            driver=self._standing.driver,
             cpu_seconds=cpu_s,
             memory_bytes=memory_bytes,
         )

@@ -6,13 +6,32 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import entry_points
 from typing import Any
 
+from nex.drivers import registry
 from nex.errors import KeyFormatError
-from nex.node.kinds import AutostartList, Flag, Integer, Kind, PathName, Table, Text, TextList, node_name, patterns
+from nex.node.kinds import (
+    AutostartList,
+    Flag,
+    Integer,
+    Kind,
+    Number,
+    PathName,
+    Table,
+    Text,
+    TextList,
+    node_name,
+    patterns,
+)
+from nex.node.limiters import RateLimiters
 from nex.security.keys import check_public
 
-__all__ = ["KEYS", "Key"]
+__all__ = ["AUTO", "KEYS", "Key"]
+
+AUTO = "auto"
+"""The driver that is chosen when the node starts."""
+_PROVIDERS = "nex.providers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +72,18 @@ def _issuer(text: str) -> None:
         raise ValueError(f"holds {text!r}, which is no public key") from None
 
 
+def _driver(text: str) -> None:
+    known = (AUTO, *registry.names())
+    if text not in known:
+        raise ValueError(f"names {text!r}, which is no driver; there are: {', '.join(known)}")
+
+
+def _workload_type(text: str) -> None:
+    known = sorted({point.name for point in entry_points(group=_PROVIDERS)})
+    if text not in known:
+        raise ValueError(f"holds {text!r}, of which no provider is installed; there are: {', '.join(known)}")
+
+
 def _cpus() -> int:
     return min(os.cpu_count() or 1, 4)
 
@@ -75,15 +106,72 @@ KEYS: tuple[Key, ...] = (
     Key("name", Text(node_name), None, "Name of the node; names its state folder too.", "tags.node_name or host name"),
     Key("nexus", Text(), "nexus", "Free label of the group of nodes it belongs to."),
     Key("state_dir", PathName(), None, "Where the node keeps its keys and state.", "$XDG_STATE_HOME/nex/<name>"),
-    Key("driver", Text(), "process", "What makes its machines."),
+    Key(
+        "driver",
+        Text(_driver),
+        AUTO,
+        "What makes its machines: firecracker, qemu, sandbox or process, which does not isolate; auto takes the "
+        "strongest that isolates and works here.",
+    ),
     Key("driver_options", Table(of_texts=False), dict, "Settings of the driver's own.", "{}"),
-    Key("no_sandbox", Flag(), None, "True: the driver need not isolate. False: it must.", "as the driver is"),
+    Key(
+        "no_sandbox",
+        Flag(),
+        None,
+        "True: auto may take a driver that does not isolate, if no other works. False: no driver may be such a one.",
+        "none",
+    ),
     Key("machine_pool_size", Integer(1, 1024), 1, "Warm machines kept ready for deploys."),
-    Key("machine_template.vcpu_count", Integer(1, 256), 1, "CPUs of a machine."),
-    Key("machine_template.memsize_mib", Integer(16, 2**20), 256, "Memory of a machine and of a service, in MiB."),
+    Key(
+        "machine_template.vcpu_count",
+        Number(0.01, 256),
+        1,
+        "CPUs of a machine, and the most that a deploy may ask for; microVMs round it up to a whole number.",
+    ),
+    Key(
+        "machine_template.memsize_mib",
+        Integer(16, 2**20),
+        256,
+        "Memory of a machine and of a service, in MiB, and the most that a deploy may ask for.",
+    ),
+    Key(
+        "machine_template.pids",
+        Integer(0, 2**22),
+        0,
+        "Processes and threads of a machine, and the most that a deploy may ask for; 0 is as the driver has it.",
+    ),
+    Key(
+        "machine_template.disk_mib",
+        Integer(0, 2**20),
+        0,
+        "Room for files of a machine, in MiB, and the most that a deploy may ask for; 0 is as the driver has it.",
+    ),
+    Key("kernel_filepath", PathName(), None, "Kernel that machines boot, with rootfs_filepath.", "the image's"),
+    Key(
+        "rootfs_filepath",
+        PathName(),
+        None,
+        "Root file system that machines boot, with kernel_filepath, in the place of an image of nex rootfs.",
+        "the image's",
+    ),
+    Key(
+        "default_resource_dir",
+        PathName(),
+        None,
+        "Where the guest images of nex rootfs are.",
+        "$XDG_DATA_HOME/nex/images",
+    ),
+    Key(
+        "rate_limiters",
+        RateLimiters(),
+        dict,
+        "What each drive and network interface of a microVM may do: bandwidth (bytes) and iops, each with size, "
+        "refill_time (ms) and one_time_burst.",
+        "{}",
+    ),
     Key(
         "workload_types",
-        TextList(),
+        TextList(_workload_type),
         ("native", "v8", "wasm"),
         "What it runs; empty means native.",
         '["native", "v8", "wasm"]',
@@ -121,7 +209,13 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("restore", Flag(), True, "Bring the deployments of an earlier run back at the start."),
     Key("artifact_cache_mib", Integer(), 1024, "Artifacts that do not run are kept up to this size, in MiB."),
-    Key("agent_handshake_timeout_ms", _MS, 5000, "Time in which a new machine's agent must report."),
+    Key(
+        "agent_handshake_timeout_ms",
+        _MS,
+        None,
+        "Time in which a new machine's agent must report.",
+        "as the driver says: 5 s to 60 s",
+    ),
     Key("agent_ping_timeout_ms", _MS, 750, "Time in which an agent must answer a ping."),
     Key("agent_start_timeout_ms", _MS, 30000, "Time in which an agent must start a workload."),
     Key("stop_grace_ms", Integer(0, 3600 * 1000), 5000, "Time between TERM and KILL when a workload is stopped."),
@@ -133,12 +227,9 @@ KEYS: tuple[Key, ...] = (
         (
             "bin_path",
             "cni",
-            "default_resource_dir",
             "host_services",
             "internal_node_host",
             "internal_node_port",
-            "kernel_filepath",
-            "rootfs_filepath",
             "otlp_exporter_url",
             "otel_metrics",
             "otel_metrics_port",
@@ -148,7 +239,6 @@ KEYS: tuple[Key, ...] = (
             "pid_filepath",
             "preserve_network",
             "public_nats_server",
-            "rate_limiters",
         ),
     ),
 )

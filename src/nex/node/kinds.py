@@ -25,6 +25,7 @@ __all__ = [
     "Flag",
     "Integer",
     "Kind",
+    "Number",
     "PathName",
     "Table",
     "Text",
@@ -96,6 +97,29 @@ class Integer(Kind):
         except ValueError:
             raise ValueError("must be a whole number") from None
         return self._read(value)
+
+
+class Number(Kind):
+    """A number within bounds, whole or not."""
+
+    type_name = "number"
+
+    def __init__(self, minimum: float, maximum: float) -> None:
+        self._minimum, self._maximum = minimum, maximum
+
+    def _read(self, value: Any) -> float:
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise ValueError("must be a number")  # noqa: TRY004
+        if not self._minimum <= value <= self._maximum:
+            raise ValueError(f"must be between {self._minimum:g} and {self._maximum:g}")
+        return value
+
+    def _parse(self, text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            raise ValueError("must be a number") from None
+        return self._read(int(value) if value.is_integer() else value)
 
 
 class Flag(Kind):

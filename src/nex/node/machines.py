@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from nex.drivers.base import Driver, MachineSpec
+from nex.drivers.base import Driver, Handle, MachineSpec
 from nex.errors import MachineError, NexError, RefusedError
 from nex.node.agents import AgentLink
 from nex.node.config import NodeConfig
@@ -28,19 +30,45 @@ _REFILL_AFTER_S = 0.1
 _PING_EVERY_S = 5.0
 _MISSED_PINGS = 3
 _EMPTY = "Failed to get agent client from pool: no available agent client in pool"
+_BOOTS_FOR_ONE = 2
+"""Machines that may fail before whoever waits for one is told."""
+_TAIL_LINES = 20
+_TAIL_CHARS = 2000
+
+
+@dataclass(slots=True)
+class _Taker:
+    """Somebody who waits for a machine."""
+
+    link: asyncio.Future[AgentLink]
+    failures: int = 0
 
 
 class MachinePool:
     """Makes, keeps and destroys machines. `run` and `run_pings` go on for as long as the node runs."""
 
-    def __init__(self, driver: Driver, plane: Plane, state: State, config: NodeConfig) -> None:
+    def __init__(
+        self, driver: Driver, plane: Plane, state: State, config: NodeConfig, *, other: Callable[[str], Driver]
+    ) -> None:
+        """Prepare it.
+
+        Args:
+            driver: makes the machines.
+            plane: where their agents report.
+            state: remembers them until they are destroyed.
+            config: the node's.
+            other: gives the driver of that name, to clean up what an earlier run of this node made with it.
+        """
         self._driver = driver
+        self._other = other
         self._plane = plane
         self._state = state
         self._config = config
+        configured_ms = config.agent_handshake_timeout_ms
+        self._handshake_s = configured_ms / 1000 if configured_ms else driver.capabilities.handshake_s
         self._links: dict[str, AgentLink] = {}
         self._warm: deque[AgentLink] = deque()
-        self._takers: deque[asyncio.Future[AgentLink]] = deque()
+        self._takers: deque[_Taker] = deque()
         self._booting = 0
         self._failures = 0
         self._trouble: NexError | None = None
@@ -92,29 +120,41 @@ class MachinePool:
             link = self._warm.popleft()
             if not link.lost.is_set():
                 return link
-        taker: asyncio.Future[AgentLink] = asyncio.get_running_loop().create_future()
+        taker = _Taker(asyncio.get_running_loop().create_future())
         self._takers.append(taker)
         self._wake.set()
         try:
-            async with asyncio.timeout(self._config.agent_handshake_timeout_ms / 1000):
-                return await taker
+            async with asyncio.timeout(self._handshake_s * _BOOTS_FOR_ONE):
+                return await taker.link
         except TimeoutError:
-            raise RefusedError(_EMPTY) from None
+            raise self._empty() from None
         except asyncio.CancelledError:
-            if taker.done() and not taker.cancelled():
-                self._keep(taker.result())
+            if taker.link.done() and not taker.link.cancelled() and taker.link.exception() is None:
+                self._keep(taker.link.result())
             raise
         finally:
             if taker in self._takers:
                 self._takers.remove(taker)
 
+    def _empty(self) -> RefusedError:
+        return RefusedError(_EMPTY if self._trouble is None else f"{_EMPTY}: {self._trouble}")
+
     def _keep(self, link: AgentLink) -> None:
         while self._takers:
             taker = self._takers.popleft()
-            if not taker.done():
-                taker.set_result(link)
+            if not taker.link.done():
+                taker.link.set_result(link)
                 return
         self._warm.append(link)
+
+    def _tell_takers(self) -> None:
+        """A machine could not be made: whoever has waited for too many of those is told why."""
+        for taker in list(self._takers):
+            taker.failures += 1
+            if taker.failures >= _BOOTS_FOR_ONE:
+                self._takers.remove(taker)
+                if not taker.link.done():
+                    taker.link.set_exception(self._empty())
 
     async def _boot(self) -> None:
         try:
@@ -137,8 +177,11 @@ class MachinePool:
         self._trouble = error
         self._failures += 1
         self._tried.set()
+        self._tell_takers()
         delay_s = backoff_s(self._failures - 1)
-        _log.error("machine_failed", f"a machine could not be made: {error}", retry_s=delay_s)
+        console = error.console if isinstance(error, MachineError) else ""
+        text = str(error).partition("; it printed: ")[0]
+        _log.error("machine_failed", f"a machine could not be made: {text}", retry_s=delay_s, console=console)
         await asyncio.sleep(delay_s)
 
     async def _make(self) -> AgentLink:
@@ -163,7 +206,7 @@ class MachinePool:
         return link
 
     async def _handshake(self, link: AgentLink) -> None:
-        timeout_s = self._config.agent_handshake_timeout_ms / 1000
+        timeout_s = self._handshake_s
         waits = TaskOwner("machines.handshake", lambda _name, _error: None)
         lost = waits.start(link.lost.wait(), name="lost")
         try:
@@ -171,19 +214,17 @@ class MachinePool:
         finally:
             await waits.aclose()
         if link.lost.is_set():
-            raise MachineError("the machine ended before its agent reported", console=link.machine.console())
+            raise MachineError("the machine ended before its agent reported", console=_tail(link))
         if not link.ready.done():
             text = f"the agent did not report within {timeout_s:g} s (agent_handshake_timeout_ms)"
-            raise MachineError(text, console=link.machine.console())
+            raise MachineError(text, console=_tail(link))
 
     # Watching
 
     async def _watch(self, link: AgentLink) -> None:
         exited = await link.machine.wait()
         if link.id in self._links:
-            _log.warn(
-                "machine_lost", f"a machine has ended ({exited})", machine=link.id, console=link.machine.console()
-            )
+            _log.warn("machine_lost", f"a machine has ended ({exited})", machine=link.id, console=_tail(link))
         link.has_ended()
         if link in self._warm:
             self._warm.remove(link)
@@ -251,15 +292,16 @@ class MachinePool:
     async def reclaim(self) -> None:
         """Destroy what an earlier run of this node left."""
         for handle in await asyncio.to_thread(self._state.handles):
-            if handle.driver != self._driver.name:
-                _log.warn("machine_left", f"a machine of driver {handle.driver} was left", machine=handle.machine_id)
-                continue
             try:
-                await self._driver.reclaim(handle)
-            except MachineError as error:
+                driver = await asyncio.to_thread(self._maker, handle)
+                await driver.reclaim(handle)
+            except NexError as error:
                 _log.error("reclaim_failed", f"a machine of an earlier run is left: {error}", machine=handle.machine_id)
             else:
                 await asyncio.to_thread(self._state.remove_handle, handle.machine_id)
+
+    def _maker(self, handle: Handle) -> Driver:
+        return self._driver if handle.driver == self._driver.name else self._other(handle.driver)
 
     async def close(self) -> None:
         """Destroy every machine. `run` must have ended."""
@@ -272,3 +314,10 @@ class MachinePool:
 
     def _bug(self, where: str, error: BaseException) -> None:
         _log.error("bug", f"{where} failed: {error!r}", error=error)
+
+
+def _tail(link: AgentLink) -> str:
+    """The last of what a machine printed; no more than an error's text can take, and nothing that steers a terminal."""
+    lines = link.machine.console().rstrip().splitlines()[-_TAIL_LINES:]
+    text = "\n".join("".join(c if c.isprintable() or c == "\t" else "?" for c in line) for line in lines)
+    return text[-_TAIL_CHARS:]

@@ -9,11 +9,12 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from nex import __version__
-from nex.drivers import registry
-from nex.drivers.base import Driver, DriverContext, Health
-from nex.errors import MachineError, NexError, UnreachableError
+from nex.drivers.base import Driver
+from nex.errors import NexError, UnreachableError
+from nex.node import choice
 from nex.node.artifacts import Artifacts
 from nex.node.config import NodeConfig
 from nex.node.control import Control
@@ -22,7 +23,6 @@ from nex.node.machines import MachinePool
 from nex.node.means import Means
 from nex.node.plane import Plane
 from nex.node.policy import ALWAYS_DENIED, Rules
-from nex.node.preflight import check_isolation
 from nex.node.publisher import Publisher
 from nex.node.signals import StopSignals
 from nex.node.standing import Standing
@@ -45,11 +45,13 @@ _SWEEP_SLACK_S = 60.0
 
 @dataclass(frozen=True, slots=True)
 class NodeFace:
-    """What others may know of a node: its public key, its name, its public curve key."""
+    """What others may know of a node: its public key, its name, its public curve key, what makes its machines."""
 
     id: str
     name: str
     xkey: str
+    driver: str
+    isolates: bool
 
 
 class _StopAtOnceError(Exception):
@@ -112,13 +114,19 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         lambda: (state.node_key(), state.xkey(), state.autostart_key())
     )
     driver = await _driver(config, state)
-    standing = Standing(config, node_id=node_key.public, xkey=xkey.public, isolates=driver.capabilities.isolates)
+    standing = Standing(
+        config,
+        node_id=node_key.public,
+        xkey=xkey.public,
+        driver=driver.name,
+        isolates=driver.capabilities.isolates,
+    )
     public = await Connection.open(connect, reconnect_forever=True, on_event=_public_said)
     stack.push_async_callback(public.close)
     payload = max(public.max_payload, _MIN_PAYLOAD)
     folder, denied = state.subfolder("server"), (*ALWAYS_DENIED, *config.deny_trigger_subjects)
     plane = Plane(folder, leafnode=config.leafnode, max_payload=payload, denied=denied)
-    pool = MachinePool(driver, plane, state, config)
+    pool = MachinePool(driver, plane, state, config, other=partial(choice.made, config))
     bridge = Bridge(public)
     plane.on_up, plane.on_down = bridge.open, pool.give_up_all
     await driver.open()
@@ -151,13 +159,18 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
 
 
 async def _driver(config: NodeConfig, state: State) -> Driver:
-    kind = registry.load(config.driver)
-    check_isolation(config, isolates=kind.capabilities.isolates)
-    driver = kind(DriverContext(state.subfolder("driver"), config.driver_options))
-    found = await driver.fingerprint()
-    if found.health is not Health.HEALTHY:
-        remedy = f"; {found.remedy}" if found.remedy else ""
-        raise MachineError(f"the driver {config.driver} cannot work here: {found.reason}{remedy}")
+    """The driver of this node, and in the log why it is that one."""
+    chosen = await choice.look(config)
+    driver = chosen.driver()
+    for one in chosen.candidates:
+        if one is chosen.taken:
+            _log.info("driver_taken", f"machines are made by {one.name}: {chosen.why(one)}", found=one.details)
+            break
+        _log.info("driver_left", f"machines are not made by {one.name}: {chosen.why(one)}")
+    if not driver.capabilities.isolates:
+        text = f"the driver {driver.name} does not isolate: whatever runs here can do what this node's user can"
+        _log.warn("unsafe", text)
+    await asyncio.to_thread(state.subfolder, choice.FOLDER, driver.name)
     return driver
 
 
@@ -230,7 +243,8 @@ class _Node:
             self._tasks.start(self._workloads.autostart(entry), name=f"autostart.{entry.name}")
         _log.info("node_ready", f"node {self._config.name} is ready", id=standing.node_id, xkey=standing.xkey)
         if on_ready is not None:
-            on_ready(NodeFace(standing.node_id, self._config.name, standing.xkey))
+            name = self._config.name
+            on_ready(NodeFace(standing.node_id, name, standing.xkey, standing.driver, standing.isolates))
 
     async def _wait_end(self, signals: StopSignals) -> None:
         waits = [

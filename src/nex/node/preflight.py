@@ -6,63 +6,57 @@ import asyncio
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
-from nex.drivers import registry
-from nex.drivers.base import DriverContext, Health
-from nex.errors import NexError, UsageError
+from nex.drivers.base import Health
+from nex.errors import UsageError
+from nex.node import choice
+from nex.node.choice import Candidate, Choice
 from nex.node.config import NodeConfig
+from nex.node.keys import AUTO
 from nex.transport.server import find_binary
 
-__all__ = ["Item", "Report", "check_isolation", "run"]
+__all__ = ["Item", "Report", "run"]
 
 _ENGINES = {"v8": "deno", "wasm": "wasmtime"}
-_PROVIDERS = "nex.providers"
+_STATES = {Health.HEALTHY: "ok", Health.UNDETECTED: "missing", Health.UNHEALTHY: "broken"}
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One thing that was looked at. ``state`` is ok, missing or broken; the last two come with a remedy."""
+    """One thing that was looked at. ``state`` is ok, missing or broken; the last two come with a remedy.
+
+    A node can start without what is not ``needed``.
+    """
 
     name: str
     state: str
     detail: str = ""
     remedy: str = ""
+    needed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that was looked at."""
+    """All that was looked at; ``driver`` is the one that would make the node's machines, empty if none can."""
 
     items: tuple[Item, ...]
+    driver: str
 
     @property
     def ok(self) -> bool:
         """Whether a node can start."""
-        return all(item.state == "ok" for item in self.items)
+        return all(item.state == "ok" for item in self.items if item.needed)
 
 
 async def run(config: NodeConfig) -> Report:
     """Look at everything this configuration needs. Changes nothing and never raises for what is missing."""
-    rest = await asyncio.to_thread(
-        lambda: [_server(), _state_folder(config.state_dir), *_types(config), *_leaf(config)]
-    )
-    return Report((*rest, await _driver(config)))
-
-
-def check_isolation(config: NodeConfig, *, isolates: bool) -> None:
-    """Hold ``no_sandbox`` against the driver.
-
-    Raises:
-        UsageError: the configuration wants machines that isolate, and the driver's do not.
-    """
-    if config.no_sandbox is False and not isolates:
-        raise UsageError(
-            f"no_sandbox is false, but machines of the driver {config.driver!r} do not isolate",
-            hint="set no_sandbox to true, or choose a driver that isolates",
-        )
+    chosen = await choice.look(config)
+    rest = await asyncio.to_thread(lambda: [_server(), _state_folder(config.state_dir), *_leaf(config)])
+    engines = _engines(config) if chosen.taken is not None and not chosen.taken.isolates else ()
+    taken = chosen.taken.name if chosen.taken is not None else ""
+    return Report((*rest, *engines, *_drivers(chosen)), taken)
 
 
 def _server() -> Item:
@@ -83,14 +77,12 @@ def _state_folder(folder: Path) -> Item:
     )
 
 
-def _types(config: NodeConfig) -> Iterator[Item]:
-    known = {point.name for point in entry_points(group=_PROVIDERS)}
+def _engines(config: NodeConfig) -> Iterator[Item]:
+    """What workloads need on the host where no image brings it."""
     for kind in config.workload_types:
         name = f"workload type {kind}"
         engine = _ENGINES.get(kind)
-        if kind not in known:
-            yield Item(name, "missing", "no provider of it is installed", f"there are: {', '.join(sorted(known))}")
-        elif engine and find_spec(engine) is None:
+        if engine and find_spec(engine) is None:
             yield Item(name, "missing", f"the package {engine} is not installed", f"pip install {engine}")
         else:
             yield Item(name, "ok", engine or "")
@@ -106,18 +98,21 @@ def _leaf(config: NodeConfig) -> Iterator[Item]:
         yield Item("leafnode.credentials", "missing", f"{credentials} cannot be read", "correct leafnode.credentials")
 
 
-async def _driver(config: NodeConfig) -> Item:
-    name = f"driver {config.driver}"
-    try:
-        kind = registry.load(config.driver)
-        check_isolation(config, isolates=kind.capabilities.isolates)
-        found = await kind(DriverContext(config.state_dir / "driver", config.driver_options)).fingerprint()
-    except UsageError as error:
-        return Item(name, "broken", str(error), error.hint)
-    except NexError as error:
-        return Item(name, "missing", str(error), "correct the key driver")
-    details = ", ".join(f"{key}: {value}" for key, value in found.details.items())
-    if found.health is Health.HEALTHY:
-        return Item(name, "ok", details)
-    state = "missing" if found.health is Health.UNDETECTED else "broken"
-    return Item(name, state, found.reason, found.remedy)
+def _drivers(chosen: Choice) -> Iterator[Item]:
+    """The named driver; or all of them, the strongest first, of which a node needs one."""
+    for one in chosen.candidates:
+        yield _driver(chosen, one)
+    if chosen.taken is None and chosen.config.driver == AUTO:
+        yield Item("machines", "missing", "no driver that isolates works here", choice.WAYS_OUT)
+
+
+def _driver(chosen: Choice, one: Candidate) -> Item:
+    name, named = f"driver {one.name}", chosen.config.driver != AUTO
+    if one is chosen.taken:
+        found = f" ({one.details})" if one.details else ""
+        return Item(name, "ok", f"taken: {chosen.why(one)}{found}")
+    if not one.is_healthy:
+        return Item(name, _STATES[one.found.health], one.found.reason, one.found.remedy, needed=named)
+    if named:
+        return Item(name, "broken", chosen.why(one), "set no_sandbox to true, or choose a driver that isolates")
+    return Item(name, "ok", chosen.why(one), needed=False)

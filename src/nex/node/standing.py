@@ -12,12 +12,13 @@ __all__ = ["Standing"]
 
 
 class Standing:
-    """One node. ``xkey`` is its public curve key, ``isolates`` whether its machines do."""
+    """One node. ``xkey`` is its public curve key, ``driver`` makes its machines, ``isolates`` is whether they do."""
 
-    def __init__(self, config: NodeConfig, *, node_id: str, xkey: str, isolates: bool) -> None:
+    def __init__(self, config: NodeConfig, *, node_id: str, xkey: str, driver: str, isolates: bool) -> None:
         self.config = config
         self.node_id = node_id
         self.xkey = xkey
+        self.driver = driver
         self.isolates = isolates
         self.lameduck = False
         self._since = time.monotonic()
@@ -25,7 +26,7 @@ class Standing:
     @property
     def tags(self) -> dict[str, str]:
         """The node's tags, now."""
-        return node_tags(self.config.tags, isolates=self.isolates, lameduck=self.lameduck)
+        return node_tags(self.config.tags, driver=self.driver, isolates=self.isolates, lameduck=self.lameduck)
 
     @property
     def uptime(self) -> str:

@@ -94,9 +94,12 @@ class State:
             os.close(self._lock)
             self._lock = -1
 
-    def subfolder(self, name: str) -> Path:
-        """A private folder in this one; made if it is missing."""
-        return _made(self.folder / name)
+    def subfolder(self, *names: str) -> Path:
+        """A private folder in this one, or in one of that; made if it is missing."""
+        folder = self.folder
+        for name in names:
+            folder = _made(folder / name)
+        return folder
 
     # Keys
 

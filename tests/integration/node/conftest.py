@@ -166,7 +166,7 @@ class Driven:
 
     def kill_machines(self, *, busy: bool, sig: int = signal.SIGKILL) -> int:
         """Send a signal to the agents that have a workload, or to those that wait for one; tells how many."""
-        folder = self.config.state_dir / "driver" / "machines"
+        folder = self.config.state_dir / "driver" / "process" / "machines"
         killed = 0
         for path in (self.config.state_dir / "machines").glob("*.json"):
             if (folder / path.stem / "artifact").exists() == busy:
@@ -210,7 +210,7 @@ async def start(options: ConnectOptions, connection: Connection, tmp_path: Path)
     @contextlib.asynccontextmanager
     async def running(*, connect: ConnectOptions = options, **flags: object) -> AsyncGenerator[Driven]:
         name = str(flags.pop("name", "one"))
-        given = {"state_dir": tmp_path / name, "stop_grace_ms": 500, **flags}
+        given = {"state_dir": tmp_path / name, "driver": "process", "stop_grace_ms": 500, **flags}
         config = resolve(file=None, environ={}, flags={"name": name, **given})
         heard, stopping = Heard(), asyncio.Event()
         listening = [

@@ -27,7 +27,8 @@ from nex.node.config import resolve
 from nex.telemetry import logs
 from nex.transport.options import ConnectOptions
 logs.configure("info", stream=sys.stdout)
-config = resolve(file=None, environ={}, flags={"name": "one", "state_dir": sys.argv[1], "stop_grace_ms": 60000})
+flags = {"name": "one", "driver": "process", "state_dir": sys.argv[1], "stop_grace_ms": 60000}
+config = resolve(file=None, environ={}, flags=flags)
 connect = ConnectOptions(servers=(sys.argv[2],))
 ready = lambda face: print("READY", face.id, face.xkey, flush=True)
 sys.exit(uvloop.run(node.run(config, connect=connect, on_ready=ready)))
@@ -87,7 +88,7 @@ def launch(server: NatsServer, connection: Connection, tmp_path: Path) -> Launch
         try:
             _, node_id, xkey = (await daemon.wait_line("READY")).split()
             config = resolve(file=None, environ={}, flags={"name": "one", "state_dir": folder})
-            yield daemon, Driven(NodeFace(node_id, "one", xkey), connection, Heard(), config)
+            yield daemon, Driven(NodeFace(node_id, "one", xkey, "process", isolates=False), connection, Heard(), config)
         finally:
             await daemon.child.kill()
             await daemon.wait()
@@ -104,7 +105,7 @@ async def test_a_signal_stops_it_gracefully(launch: Launch, sig: signal.Signals)
 
         assert await daemon.wait() == Exit(0)
         assert any("has stopped" in line for line in daemon.lines)
-        assert not list((daemon.folder / "driver" / "machines").iterdir())
+        assert not list((daemon.folder / "driver" / "process" / "machines").iterdir())
         assert not list((daemon.folder / "machines").iterdir())
 
 
@@ -120,7 +121,7 @@ async def test_a_second_signal_stops_it_at_once(launch: Launch) -> None:
         assert await daemon.wait() == Exit(1)
         (stopped,) = await driven.heard.wait_event("node_stopped")
         assert stopped == {"id": driven.face.id, "graceful": False}
-        assert not list((daemon.folder / "driver" / "machines").iterdir())
+        assert not list((daemon.folder / "driver" / "process" / "machines").iterdir())
 
 
 async def test_a_hangup_does_no_harm(launch: Launch) -> None:
@@ -135,7 +136,7 @@ async def test_a_crash_loses_nothing_and_leaves_nothing(launch: Launch) -> None:
     async with launch() as (daemon, driven):
         echo = await driven.deploy(await driven.request())
         sleeper = await driven.service(SLEEPS, "sleeper")
-        before = {path.name for path in (daemon.folder / "driver" / "machines").iterdir()}
+        before = {path.name for path in (daemon.folder / "driver" / "process" / "machines").iterdir()}
 
         await daemon.child.kill()
     async with launch() as (daemon, again):
@@ -146,7 +147,7 @@ async def test_a_crash_loses_nothing_and_leaves_nothing(launch: Launch) -> None:
 
         assert again.face == driven.face
         assert {machine.id for machine in (await again.info()).machines} == {echo.id, sleeper.id}
-        assert not before & {path.name for path in (daemon.folder / "driver" / "machines").iterdir()}
+        assert not before & {path.name for path in (daemon.folder / "driver" / "process" / "machines").iterdir()}
 
 
 def shown(secrets: list[bytes]) -> list[str]:

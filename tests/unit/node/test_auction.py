@@ -31,7 +31,10 @@ def test_all_that_is_asked_for_must_hold(request_: AuctionRequest, expected: boo
 
 def test_the_nodes_own_tags_win() -> None:
     tags = node_tags(
-        {"nex.os": "plan9", "nex.unsafe": "no", "nex.lameduck": "true", "zone": "b"}, isolates=True, lameduck=False
+        {"nex.os": "plan9", "nex.unsafe": "no", "nex.lameduck": "true", "zone": "b"},
+        driver="qemu",
+        isolates=True,
+        lameduck=False,
     )
 
     assert tags["nex.os"] == "linux"
@@ -41,7 +44,7 @@ def test_the_nodes_own_tags_win() -> None:
 
 
 def test_tags_tell_of_no_isolation_and_of_the_lame_duck() -> None:
-    tags = node_tags({}, isolates=False, lameduck=True)
+    tags = node_tags({}, driver="process", isolates=False, lameduck=True)
 
     assert (tags["nex.unsafe"], tags["nex.lameduck"]) == ("true", "true")
     assert int(tags["nex.cpucount"]) > 0

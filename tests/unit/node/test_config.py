@@ -47,7 +47,7 @@ def problems(tmp_path: Path, tree: object) -> tuple[Problem, ...]:
 def test_nothing_is_needed() -> None:
     config = made()
 
-    assert config.driver == "process"
+    assert config.driver == "auto"
     assert config.machine_pool_size == 1
     assert config.workload_types == ("native", "v8", "wasm")
     assert config.state_dir == Path("/home/somebody/.local/state/nex/one")
@@ -117,7 +117,8 @@ def test_the_minimal_file_of_0_2_is_taken(tmp_path: Path) -> None:
 
     assert config.no_sandbox is True
     assert (config.machine_template.vcpu_count, config.machine_template.memory_mib) == (2, 512)
-    assert config.unused == ("cni", "default_resource_dir")
+    assert config.images.store == Path("/tmp/nex")
+    assert config.unused == ("cni",)
 
 
 def test_an_empty_list_of_types_means_native(tmp_path: Path) -> None:

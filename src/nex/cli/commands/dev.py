@@ -46,6 +46,7 @@ class _Plan:
 
     folder: Path
     port: int | None
+    driver: str | None
     files: tuple[Path, ...]
     environment: Mapping[str, str]
     flags: WorkloadFlags
@@ -57,6 +58,7 @@ class _Plan:
         ("nex dev", "a server and a node; deploy to it from another terminal with nex devrun"),
         ("nex dev hello.js greet.ts GREETING=Hi", "deploy these files, and again whenever they change"),
         ("nex dev hello.js --port 4333", "with the server at this port"),
+        ("nex dev --driver auto", "with machines that isolate, as nex node up has them"),
     ),
 )
 @click.argument("arguments", nargs=-1, metavar="[FILE]... [KEY=VALUE]...")
@@ -66,12 +68,18 @@ class _Plan:
 @click.option(
     "--state-dir", type=click.Path(path_type=Path), metavar="FOLDER", help="Default: $XDG_STATE_HOME/nex/dev."
 )
+@click.option(
+    "--driver",
+    metavar="NAME",
+    help="What makes the machines. Default: process, which is quick and does not isolate; auto is the strongest here.",
+)
 @workload_options
-def dev(arguments: tuple[str, ...], port: int | None, state_dir: Path | None, **flags: Any) -> int:
+def dev(arguments: tuple[str, ...], port: int | None, state_dir: Path | None, driver: str | None, **flags: Any) -> int:
     """Run a NATS server with JetStream, a node, and the logs of all workloads in this terminal.
 
     The files are deployed, and deployed again whenever they change; the pairs are their environment. The server listens
     on loopback; its data and the node's keys stay in the state folder, where config.json may configure the node.
+    Machines do not isolate here unless --driver, NEX_DRIVER or that file names a driver whose machines do.
     Ctrl-C stops everything gracefully; a second one does not wait.
     """
     chosen = options()
@@ -83,6 +91,7 @@ def dev(arguments: tuple[str, ...], port: int | None, state_dir: Path | None, **
     plan = _Plan(
         folder=state_dir or _state_home() / "nex" / "dev",
         port=port,
+        driver=driver,
         files=files,
         environment=environment,
         flags=given,
@@ -126,7 +135,7 @@ async def _serve(chosen: Options, plan: _Plan, server: NatsServer, asked: asynci
     """Run the node and our work until one is asked to end or ends by itself; the server ends after all else."""
     ready: asyncio.Future[NodeFace] = asyncio.get_running_loop().create_future()
     stop = asyncio.Event()
-    config = _node_config(plan.folder)
+    config = _node_config(plan)
     async with asyncio.TaskGroup() as group:
         node = group.create_task(
             run_node(config, connect=connect_options(chosen), on_ready=ready.set_result, stop=stop), name="node"
@@ -143,12 +152,13 @@ async def _serve(chosen: Options, plan: _Plan, server: NatsServer, asked: asynci
         return await node
 
 
-def _node_config(folder: Path) -> NodeConfig:
+def _node_config(plan: _Plan) -> NodeConfig:
     """The node of this state folder; the file there keeps a stranger's ./config.json from being read."""
-    file = folder / "config.json"
+    file = plan.folder / "config.json"
     if not file.exists():
         file.write_text("{}\n", encoding="utf-8")
-    return resolve(file=file, environ=os.environ, flags={"name": "dev", "state_dir": folder / "node", "restore": False})
+    flags = {"name": "dev", "state_dir": plan.folder / "node", "restore": False, "driver": plan.driver}
+    return resolve(file=file, environ=os.environ, flags=flags, defaults={"driver": "process"})
 
 
 async def _work(chosen: Options, plan: _Plan, server: NatsServer, ready: asyncio.Future[NodeFace]) -> None:
@@ -156,7 +166,14 @@ async def _work(chosen: Options, plan: _Plan, server: NatsServer, ready: asyncio
     face = await ready
     async with open_session(chosen) as session:
         out = session.out
-        data = {"type": "ready", "server": server.client_url, "node_id": face.id, "state_dir": str(plan.folder)}
+        data = {
+            "type": "ready",
+            "server": server.client_url,
+            "node_id": face.id,
+            "driver": face.driver,
+            "isolates": face.isolates,
+            "state_dir": str(plan.folder),
+        }
         out.line(data, out.fields(_facts(plan, server, face)))
         keys = DeveloperKeys(default_folder(), out.remark)
         signer = Signer(keys.issuer(), keys.publisher())
@@ -175,6 +192,7 @@ def _facts(plan: _Plan, server: NatsServer, face: NodeFace) -> list[tuple[str, o
     return [
         ("Server", server.client_url + (f" (port {USUAL_PORT} is taken)" if taken else "")),
         ("Node", f"{face.name} {face.id}"),
+        ("Machines", face.driver if face.isolates else f"{face.driver}: no isolation, for development only"),
         ("State", plan.folder),
         ("Files", ", ".join(map(str, plan.files)) or "none; deploy from another terminal: nex devrun FILE"),
     ]

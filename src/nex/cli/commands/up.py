@@ -30,7 +30,7 @@ _CONFIG_OPTIONS = (
     click.option(
         "--state-dir", type=click.Path(path_type=Path), metavar="FOLDER", help="Where its keys and state are."
     ),
-    click.option("--driver", metavar="NAME", help="What makes its machines."),
+    click.option("--driver", metavar="NAME", help="What makes its machines. Default: auto, the strongest that works."),
     click.option("--tag", "tags", multiple=True, metavar="NAME=VALUE", help="A tag; may be given several times."),
     click.option(
         "--set", "settings", multiple=True, metavar="KEY=VALUE", help="Any key of the configuration, as in a file."
@@ -98,7 +98,9 @@ async def _up(chosen: Options, config: NodeConfig) -> int:
     out = output(chosen)
 
     def ready(node: NodeFace) -> None:
-        data = {"ready": True, "id": node.id, "name": node.name, "xkey": node.xkey}
-        out.line(data, f"Node {node.name} is ready: {node.id}")
+        data = {"ready": True, "id": node.id, "name": node.name, "xkey": node.xkey, "driver": node.driver}
+        isolation = "" if node.isolates else ", which do not isolate"
+        text = f"Node {node.name} is ready: {node.id} (machines of the driver {node.driver}{isolation})"
+        out.line({**data, "isolates": node.isolates}, text)
 
     return await run_node(config, connect=connect_options(chosen), on_ready=ready)
