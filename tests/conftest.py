@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 import uvloop
 from hypothesis import settings
 
+from nex.images.build import build
+from nex.images.image import Image
+from nex.images.store import ImageStore
 from nex.processes import become_subreaper
 from nex.testing.leftovers import Snapshot, leftovers, tasks_left
 from nex.testing.servers import public_server
@@ -80,3 +84,13 @@ async def connection(options: ConnectOptions) -> AsyncGenerator[Connection]:
     """A connection to `server`."""
     async with await Connection.open(options) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def guest_image() -> Generator[Image]:
+    """A guest image for all types of workload, built once and used again while nothing in it changes."""
+    store = ImageStore(Path(__file__).parents[1] / ".cache" / "images")
+    image = build(store)
+    with store.lease(image):
+        store.prune(keep=3)
+        yield image
