@@ -11,15 +11,18 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
 
 from nex import __version__
+from nex.agent.channels import Channels
 from nex.agent.link import connect
+from nex.agent.place import Place
 from nex.agent.work import Work
 from nex.errors import MessageError, NexError, RefusedError, UnreachableError, UsageError
-from nex.processes import kill_all_below, reap_adopted
+from nex.processes import Confinement, kill_all_below, reap_adopted
 from nex.protocol.agent import (
     ERROR_HEADER,
     Hello,
@@ -31,26 +34,26 @@ from nex.protocol.agent import (
     agent_subject,
     host_subject,
 )
+from nex.protocol.channel import HELLO_LIMIT_BYTES
 from nex.providers import registry
 from nex.tasks import TaskOwner
 from nex.telemetry import logs
 from nex.transport.connection import Connection, Msg
 
-__all__ = ["Agent", "main", "serve"]
+__all__ = ["Agent", "main", "main_channels", "new_runner", "serve"]
 
 _log = logs.Log("agent")
 _READY_TIMEOUT_S = 10.0
 _GRACE_AT_END_S = 1.0
-_HELLO_LIMIT_BYTES = 1 << 20
 
 
 class Agent:
-    """One agent on its connection, working in ``folder``."""
+    """One agent on its connection."""
 
-    def __init__(self, machine_id: str, connection: Connection, folder: Path) -> None:
+    def __init__(self, machine_id: str, connection: Connection, place: Place) -> None:
         self._id = machine_id
         self._connection = connection
-        self._folder = folder
+        self._place = place
         self._tasks = TaskOwner("agent", self._bug)
         self._work: Work | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -62,12 +65,14 @@ class Agent:
         Raises:
             NexError: the node does not want us or does not answer.
         """
-        for verb, handler in (("start", self._on_start), ("stop", self._on_stop)):
-            await self._connection.subscribe(f"agent.{self._id}.{verb}", handler)
-        await self._connection.subscribe_direct(agent_subject(self._id, "ping"), self._on_ping)
+        connection = self._connection
         ready = Ready(version=__version__, workload_types=registry.available(), pid=os.getpid(), started_ns=started_ns)
-        answer = await self._connection.request(
-            host_subject(self._id, "ready"), ready.encode(), timeout_s=_READY_TIMEOUT_S
+        # All at once, in one write: the server takes them in this order, so nobody can hear of us too early.
+        *_, answer = await asyncio.gather(
+            connection.subscribe(agent_subject(self._id, "start"), self._on_start),
+            connection.subscribe(agent_subject(self._id, "stop"), self._on_stop),
+            connection.subscribe_direct(agent_subject(self._id, "ping"), self._on_ping),
+            connection.request(host_subject(self._id, "ready"), ready.encode(), timeout_s=_READY_TIMEOUT_S),
         )
         if answer.headers and (reason := answer.headers.get(ERROR_HEADER)):
             raise RefusedError(reason)
@@ -102,7 +107,7 @@ class Agent:
         self._work = Work(
             self._id,
             self._connection,
-            self._folder,
+            self._place,
             send=self._send,
             on_bug=self._bug,
             on_lost=self.ended.set,
@@ -144,15 +149,16 @@ class Agent:
             await self._work.stop(_GRACE_AT_END_S)
 
 
-async def serve(hello: Hello, folder: Path, started_ns: int) -> None:
+async def serve(hello: Hello, place: Place, started_ns: int) -> None:
     """Be the agent of that machine until its node is gone or wants us gone.
 
     Raises:
         NexError: the node cannot be reached or does not want us.
     """
     name = f"nex agent {hello.machine_id}"
-    async with await connect(hello.credentials, hello.machine_id, name=name) as connection:
-        agent = Agent(hello.machine_id, connection, folder)
+    stream = place.channels.control() if place.channels else None
+    async with await connect(hello.credentials, hello.machine_id, name=name, stream=stream) as connection:
+        agent = Agent(hello.machine_id, connection, place)
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGTERM, agent.ended.set)
         # uvloop gives nobody SIGCHLD. Not at once: between a fork and its `Child`, it would reap the wrong one.
@@ -169,15 +175,39 @@ async def serve(hello: Hello, folder: Path, started_ns: int) -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the loop ends
 
 
+def new_runner() -> asyncio.Runner:
+    """What an agent's loop runs in."""
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
 def main(hello_fd: int) -> int:
     """Read the hello from a file to its end, serve, and leave nothing that descends from us. Returns the exit code."""
+
+    def read() -> bytes:
+        with open(hello_fd, "rb") as file:
+            return file.read(HELLO_LIMIT_BYTES)
+
+    return _live(read, Place(Path.cwd()))
+
+
+def main_channels(channels: Channels, *, folder: Path | None = None, confinement: Confinement | None = None) -> int:
+    """`main` in a machine without a network: the hello comes over the control stream, and the node is at its end.
+
+    Args:
+        channels: to the host.
+        folder: where to work; None is the current one.
+        confinement: as whom the workload runs; None is as we are.
+    """
+    return _live(channels.hello, Place(folder or Path.cwd(), channels, confinement or Confinement()))
+
+
+def _live(read_hello: Callable[[], bytes], place: Place) -> int:
     started_ns = time.time_ns()
     logs.configure("warn")
     try:
-        with open(hello_fd, "rb") as file:
-            hello = Hello.decode(file.read(_HELLO_LIMIT_BYTES))
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(hello, Path.cwd(), started_ns))
+        hello = Hello.decode(read_hello())
+        with new_runner() as runner:
+            runner.run(serve(hello, place, started_ns))
     except NexError as error:
         print(f"agent: {error}", file=sys.stderr)  # noqa: T201 - the driver keeps it for its error messages
         return 1

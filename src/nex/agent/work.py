@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from nex.agent.artifact import fetch
 from nex.agent.calls import Calls
 from nex.agent.link import connect
 from nex.agent.output import Output
+from nex.agent.place import Place
 from nex.errors import StartError
 from nex.processes import Exit
 from nex.protocol.agent import ServiceExit, StartRequest, host_subject
@@ -22,12 +24,12 @@ __all__ = ["Work"]
 
 
 class Work:
-    """Runs what a `StartRequest` asks for, in ``folder``.
+    """Runs what a `StartRequest` asks for.
 
     Args:
         machine_id: of this machine.
         connection: the agent's own.
-        folder: private and empty.
+        place: where the workload runs.
         send: publishes to the node, whatever the state of the connection.
         on_bug: hears of errors that nobody should have raised.
         on_lost: is called when the connection of the triggers is gone for good.
@@ -37,7 +39,7 @@ class Work:
         self,
         machine_id: str,
         connection: Connection,
-        folder: Path,
+        place: Place,
         *,
         send: Callable[[str, bytes], None],
         on_bug: Callable[[str, BaseException], None],
@@ -45,7 +47,7 @@ class Work:
     ) -> None:
         self._machine_id = machine_id
         self._connection = connection
-        self._folder = folder
+        self._place = place
         self._send = send
         self._on_bug = on_bug
         self._on_lost = on_lost
@@ -66,7 +68,7 @@ class Work:
         """
         try:
             kind = registry.load(request.type)
-            artifact = self._folder / "artifact"
+            artifact = self._place.folder / "artifact"
             await fetch(self._connection, self._machine_id, digest=request.digest, size=request.size, into=artifact)
             self._provider = kind(self._workload(request, artifact), self._output.log)
             await self._provider.start()
@@ -76,8 +78,12 @@ class Work:
             raise
 
     def _workload(self, request: StartRequest, artifact: Path) -> Workload:
-        folder = self._folder / "work"
-        folder.mkdir(mode=0o700)
+        folder = self._place.folder / "work"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if (user := self._place.confinement.user) is not None:
+            os.chown(folder, *user)
+            os.chown(artifact, -1, user[1])
+            artifact.chmod(0o550)
         return Workload(
             id=request.workload_id,
             namespace=request.namespace,
@@ -88,6 +94,7 @@ class Work:
             argv=request.argv,
             environment=request.environment,
             limits=request.limits,
+            confinement=self._place.confinement,
         )
 
     async def _put_to_work(self, provider: Provider, request: StartRequest) -> None:
@@ -102,7 +109,8 @@ class Work:
         connection = self._connection
         if request.data is not None:
             name = f"nex triggers of {self._machine_id}"
-            connection = self._data = await connect(request.data, self._machine_id, name=name)
+            stream = self._place.channels.data() if self._place.channels else None
+            connection = self._data = await connect(request.data, self._machine_id, name=name, stream=stream)
             self._tasks.start(self._watch_data(connection), name="data")
         subject = host_subject(self._machine_id, "calls")
         self._calls = Calls(

@@ -42,7 +42,7 @@ class Connection:
     def __init__(self, options: ConnectOptions, on_event: Callable[[str], None] | None) -> None:
         self._options = options
         self._on_event = on_event
-        self._wire = Wire(self._on_error)
+        self._wire = Wire(self._on_error, options.stream)
         self._tasks = TaskOwner("connection", lambda name, error: self._tell(f"{name} failed: {error!r}"))
         self._subscriptions: set[Subscription] = set()
         self._refused: dict[tuple[str, str], str] = {}
@@ -335,6 +335,7 @@ class Connection:
                 disconnected_cb=self._on_disconnected,
                 reconnected_cb=self._on_reconnected,
                 closed_cb=self._on_closed,
+                allow_reconnect=options.stream is None,
                 max_reconnect_attempts=-1 if forever else _RECONNECT_ATTEMPTS,
                 ping_interval=_PING_EVERY_S,
                 inbox_prefix=options.inbox_prefix,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ class ConnectOptions:
         inbox_prefix: where replies to our requests go.
         domain: JetStream domain of the artifacts.
         timeout_s: how long connecting to one server, and a request, may take unless told otherwise.
+        stream: gives the number of a file that is connected to a server, to be owned by the connection. It is used
+            instead of a socket of our own; the server's URL is only a name then. When it ends, the connection is closed
+            for good.
     """
 
     servers: tuple[str, ...] = field(default=(DEFAULT_SERVER,), repr=False)
@@ -53,6 +56,7 @@ class ConnectOptions:
     inbox_prefix: str = "_INBOX"
     domain: str = ""
     timeout_s: float = 2.0
+    stream: Callable[[], Awaitable[int]] | None = field(default=None, repr=False)
 
     @property
     def wants_tls(self) -> bool:

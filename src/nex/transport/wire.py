@@ -27,6 +27,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Pa
 
 from nex.errors import UnreachableError, UsageError
 from nex.transport.message import Msg, decode_headers, encode_headers
+from nex.transport.stream import StreamTransport
 
 __all__ = ["Wire"]
 
@@ -123,13 +124,19 @@ class _Socket(TcpTransport):
 
 
 class Wire(Client):
-    """One connection to a NATS server. `Connection` is its public face."""
+    """One connection to a NATS server, over ``stream`` if one is given. `Connection` is its public face."""
 
-    def __init__(self, report: Callable[[Exception], Awaitable[None]]) -> None:
+    def __init__(
+        self, report: Callable[[Exception], Awaitable[None]], stream: Callable[[], Awaitable[int]] | None = None
+    ) -> None:
         super().__init__()
         self.report = report
         self._ps = _Parser(self)
-        self._transport = cast("TcpTransport", _Socket())  # type: ignore[no-untyped-call]  # the library does not annotate it
+        self._transport: TcpTransport | StreamTransport
+        if stream is None:
+            self._transport = _Socket()  # type: ignore[no-untyped-call]  # the library does not annotate it
+        else:
+            self._transport = StreamTransport(stream)
         self._handlers: dict[int, Callable[[Msg], None]] = {}
         self._patience: asyncio.TimerHandle | None = None
 
@@ -323,5 +330,7 @@ class Wire(Client):
     def abort(self) -> None:
         """Drop the socket with whatever it has not taken yet."""
         writer: Any = getattr(self._transport, "_io_writer", None)
-        if writer is not None:
+        if isinstance(self._transport, StreamTransport):
+            self._transport.abort()
+        elif writer is not None:
             writer.transport.abort()

@@ -1,0 +1,185 @@
+"""The host's end of a machine's streams: the hello goes in, and after the knock the node's private server is joined on.
+
+Bytes are passed on as they come, unread. When one side does not take them, the other is not read. When either side
+ends, what was read of it is still delivered, then both are closed: a stream is joined once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import Callable
+
+from nex.errors import MachineError
+from nex.protocol.channel import KNOCK, frame_hello
+
+__all__ = ["Relay"]
+
+
+class Relay:
+    """The streams of one machine. Close it with `aclose`.
+
+    Args:
+        server: host and port of the private server.
+
+    Attributes:
+        received_bytes: what has come from the machine.
+        sent_bytes: what has gone to it.
+    """
+
+    def __init__(self, server: tuple[str, int]) -> None:
+        self._server = server
+        self._serving: set[_Join] = set()
+        self.received_bytes = 0
+        self.sent_bytes = 0
+
+    async def serve(self, sock: socket.socket, hello: bytes | None = None) -> None:
+        """Serve one stream until it has ended. ``sock`` is connected to the machine, and ours from now on.
+
+        Args:
+            sock: of any stream family.
+            hello: the encoded hello, for the control stream.
+
+        Raises:
+            MachineError: the machine does not keep to the protocol, or the private server cannot be reached.
+        """
+        join = _Join(self)
+        self._serving.add(join)
+        try:
+            await join.run(sock, self._server, frame_hello(hello) if hello is not None else b"")
+        finally:
+            join.abort()
+            self._serving.discard(join)
+            await asyncio.shield(join.wait_closed())
+
+    async def aclose(self) -> None:
+        """End every stream now; `serve` returns."""
+        serving = tuple(self._serving)
+        for join in serving:
+            join.abort()
+        for join in serving:
+            await join.wait_closed()
+
+
+class _End(asyncio.Protocol):
+    """One of the two connections of a stream."""
+
+    def __init__(self, take: Callable[[bytes], None]) -> None:
+        self.take = take
+        self.other: _End | None = None
+        self.lost = asyncio.get_running_loop().create_future()
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - stream sockets have no other
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.take(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._transport = None
+        self._has_ended()
+        if self.other is not None:
+            self.other.close()
+
+    def pause_writing(self) -> None:
+        if self.other is not None:
+            self.other.listen(False)
+
+    def resume_writing(self) -> None:
+        if self.other is not None:
+            self.other.listen(True)
+
+    def listen(self, wanted: bool) -> None:
+        """Read what comes, or leave it where it is."""
+        if self._transport is not None and not self._transport.is_closing():
+            if wanted:
+                self._transport.resume_reading()
+            else:
+                self._transport.pause_reading()
+
+    def send(self, data: bytes) -> None:
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Deliver what was sent, then close."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+        else:
+            self._has_ended()
+
+    def _has_ended(self) -> None:
+        if not self.lost.done():
+            self.lost.set_result(None)
+
+
+class _Join:
+    """One stream: the machine's end, and the server's once the machine has knocked."""
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._machine = _End(self._on_knock)
+        self._server = _End(self._to_machine)
+        self._knock: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+    async def run(self, sock: socket.socket, server: tuple[str, int], greeting: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        try:
+            sock.setblocking(False)
+            if sock.family == socket.AF_UNIX:
+                await loop.create_unix_connection(lambda: self._machine, sock=sock)
+            else:
+                await loop.create_connection(lambda: self._machine, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        self._to_machine(greeting)
+        await asyncio.wait((self._knock, self._machine.lost), return_when=asyncio.FIRST_COMPLETED)
+        if not self._knock.done():
+            return
+        early = self._knock.result()
+        try:
+            await loop.create_connection(lambda: self._server, *server)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise MachineError(f"the node's private server cannot be reached: {reason}") from error
+        self._machine.other, self._server.other = self._server, self._machine
+        self._machine.take = self._to_server
+        if early:
+            self._to_server(early)
+        if self._machine.lost.done():
+            self._server.close()
+        self._machine.listen(True)
+        await self.wait_closed()
+
+    def _on_knock(self, data: bytes) -> None:
+        if self._knock.done():  # more than the knock, before the server was there to take it
+            return
+        self._relay.received_bytes += len(KNOCK)
+        self._machine.listen(False)
+        if data.startswith(KNOCK):
+            self._knock.set_result(data.removeprefix(KNOCK))
+        else:
+            self._knock.set_exception(MachineError("the machine sent something else than a knock"))
+
+    def _to_server(self, data: bytes) -> None:
+        self._relay.received_bytes += len(data)
+        self._server.send(data)
+
+    def _to_machine(self, data: bytes) -> None:
+        self._relay.sent_bytes += len(data)
+        self._machine.send(data)
+
+    def abort(self) -> None:
+        self._machine.abort()
+        self._server.abort()
+
+    async def wait_closed(self) -> None:
+        await asyncio.wait((self._machine.lost, self._server.lost))

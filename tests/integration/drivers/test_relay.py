@@ -1,0 +1,164 @@
+"""The host's end of a machine's streams, with plain sockets for machines and a listening socket for the server."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncGenerator
+
+import pytest
+import pytest_asyncio
+
+from nex.drivers.relay import Relay
+from nex.errors import MachineError
+from nex.protocol.channel import KNOCK, LENGTH_BYTES, hello_length
+from nex.tasks import TaskOwner
+
+_MEBIBYTE = 1 << 20
+
+
+class Streams:
+    """A relay, machines on socket pairs, and the server that is joined on."""
+
+    def __init__(self, relay: Relay, listener: socket.socket) -> None:
+        self.relay = relay
+        self.listener = listener
+        self.loop = asyncio.get_running_loop()
+        self.tasks = TaskOwner("test", lambda *_: None)
+        self.sockets: list[socket.socket] = []
+
+    def serve(self, hello: bytes | None = None) -> tuple[socket.socket, asyncio.Task[None]]:
+        """The machine's end, and the serving of it."""
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.sockets.append(ours)
+        return ours, self.tasks.start(self.relay.serve(theirs, hello), name="serve")
+
+    async def accept(self) -> socket.socket:
+        """The server's end of the next machine that is joined on."""
+        async with asyncio.timeout(5):
+            connection, _ = await self.loop.sock_accept(self.listener)
+        self.sockets.append(connection)
+        return connection
+
+    async def receive(self, sock: socket.socket, size: int) -> bytes:
+        """So many bytes, or fewer at the end of the stream."""
+        data = bytearray()
+        async with asyncio.timeout(10):
+            while len(data) < size and (piece := await self.loop.sock_recv(sock, size - len(data))):
+                data += piece
+        return bytes(data)
+
+    async def send(self, sock: socket.socket, data: bytes) -> None:
+        async with asyncio.timeout(10):
+            await self.loop.sock_sendall(sock, data)
+
+    async def joined(self) -> tuple[socket.socket, socket.socket, asyncio.Task[None]]:
+        """A machine and the server, with the relay between."""
+        machine, serving = self.serve()
+        await self.send(machine, KNOCK)
+        return machine, await self.accept(), serving
+
+
+@pytest_asyncio.fixture
+async def streams() -> AsyncGenerator[Streams]:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        made = Streams(Relay(listener.getsockname()[:2]), listener)
+        try:
+            yield made
+        finally:
+            await made.relay.aclose()
+            await made.tasks.aclose()
+            for sock in made.sockets:
+                sock.close()
+
+
+async def test_the_hello_goes_in_first_and_the_server_is_joined_after_the_knock(streams: Streams) -> None:
+    machine, _ = streams.serve(b'{"machine_id":"m1"}')
+    size = hello_length(await streams.receive(machine, LENGTH_BYTES))
+    assert await streams.receive(machine, size) == b'{"machine_id":"m1"}'
+    with pytest.raises(BlockingIOError):
+        streams.listener.accept()
+    await streams.send(machine, KNOCK + b"CONNECT")
+    server = await streams.accept()
+    assert await streams.receive(server, 7) == b"CONNECT"
+    await streams.send(server, b"INFO")
+    assert await streams.receive(machine, 4) == b"INFO"
+    assert streams.relay.received_bytes == len(KNOCK) + 7
+    assert streams.relay.sent_bytes == LENGTH_BYTES + size + 4
+
+
+async def test_a_stream_without_a_hello_begins_with_the_knock(streams: Streams) -> None:
+    machine, server, _ = await streams.joined()
+    await streams.send(server, b"x")
+    assert await streams.receive(machine, 1) == b"x"
+
+
+async def test_what_was_read_is_delivered_before_the_other_side_is_closed(streams: Streams) -> None:
+    machine, server, serving = await streams.joined()
+    sent = bytes(range(256)) * 4096
+    sending = streams.tasks.start(streams.send(server, sent), name="send")
+    half = await streams.receive(machine, len(sent) // 2)
+    rest = streams.tasks.start(streams.receive(machine, len(sent)), name="receive")
+    await sending
+    server.close()
+    assert half + await rest == sent
+    await asyncio.wait_for(serving, 5)
+
+
+async def test_the_server_is_closed_when_the_machine_ends(streams: Streams) -> None:
+    machine, server, serving = await streams.joined()
+    await streams.send(machine, b"last words")
+    machine.close()
+    assert await streams.receive(server, 100) == b"last words"
+    await asyncio.wait_for(serving, 5)
+
+
+async def test_a_side_that_does_not_read_stops_the_other(streams: Streams) -> None:
+    machine, server, _ = await streams.joined()
+    data = bytes(64 * _MEBIBYTE)
+    sending = streams.tasks.start(streams.loop.sock_sendall(server, data), name="send")
+    await asyncio.wait((sending,), timeout=0.5)
+    assert not sending.done()
+    assert 0 < streams.relay.sent_bytes < 8 * _MEBIBYTE
+    assert len(await streams.receive(machine, len(data))) == len(data)
+    await sending
+
+
+async def test_a_machine_that_does_not_knock_is_turned_away(streams: Streams) -> None:
+    machine, serving = streams.serve(b"{}")
+    await streams.send(machine, b"GET / HTTP/1.1")
+    with pytest.raises(MachineError, match="something else than a knock"):
+        await serving
+    assert len(await streams.receive(machine, 100)) <= LENGTH_BYTES + 2
+    with pytest.raises(BlockingIOError):
+        streams.listener.accept()
+
+
+async def test_a_machine_that_ends_before_it_knocks_is_no_error(streams: Streams) -> None:
+    machine, serving = streams.serve(b"{}")
+    machine.close()
+    await asyncio.wait_for(serving, 5)
+
+
+async def test_a_server_that_is_away_is_told(streams: Streams) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        address = nobody.getsockname()[:2]
+    streams.relay = Relay(address)
+    machine, serving = streams.serve()
+    await streams.send(machine, KNOCK)
+    with pytest.raises(MachineError, match="private server cannot be reached: Connection refused"):
+        await serving
+    assert await streams.receive(machine, 1) == b""
+
+
+async def test_closing_ends_all_streams(streams: Streams) -> None:
+    machine, server, joined = await streams.joined()
+    waiting, unjoined = streams.serve(b"{}")
+    await streams.receive(waiting, LENGTH_BYTES)
+    await streams.relay.aclose()
+    await asyncio.wait_for(asyncio.gather(joined, unjoined), 5)
+    assert await streams.receive(machine, 1) == b""
+    assert await streams.receive(waiting, 10) == b"{}"
+    assert await streams.receive(server, 1) == b""
