@@ -164,6 +164,7 @@ class _Build:
             files=files,
         )
         (made / MANIFEST).write_bytes(manifest.encode())
+        (made / MANIFEST).chmod(0o444)
         return self._store.publish(made, manifest)
 
 

@@ -69,7 +69,7 @@ def compile_modules(tree: Path, python: Interpreter) -> None:
 
     def compile_part(part: list[str]) -> None:
         # Not isolated: the seed of the hashes decides the order of constants that are sets.
-        argv = [python.binary, "-s", "-S", "-P", "-c", _COMPILE, tree]
+        argv: list[str | Path] = [python.binary, "-s", "-S", "-P", "-c", _COMPILE, tree]
         run_tool(argv, environment={"PYTHONHASHSEED": "0"}, stdin="\n".join(part).encode())
 
     with ThreadPoolExecutor(min(_SHARDS, os.cpu_count() or 1)) as pool:
