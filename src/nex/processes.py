@@ -98,10 +98,14 @@ def kill_all_below() -> None:
 
 @dataclass(frozen=True, slots=True)
 class Exit:
-    """How a process ended: ``code`` is the exit code, or -1 if ``signal`` ended it."""
+    """How a process ended: ``code`` is the exit code, or -1 if ``signal`` ended it.
+
+    ``limit`` is the limit that it ran into (memory, pids, disk), if that ended it and whoever tells knows.
+    """
 
     code: int
     signal: int | None = None
+    limit: str = ""
 
     @classmethod
     def of(cls, status: int) -> Exit:
@@ -110,6 +114,8 @@ class Exit:
         return cls(code) if code >= 0 else cls(-1, -code)
 
     def __str__(self) -> str:
+        if self.limit:
+            return f"over its limit of {self.limit}"
         if self.signal is None:
             return f"exit code {self.code}"
         with contextlib.suppress(ValueError):

