@@ -103,7 +103,7 @@ class Network:
             await nft.apply(rules.namespace_rules(policy), namespace=names.namespace)
             undo.push_async_callback(self._close_on_host, names)
             async with self._host():
-                await nft.apply(rules.host_rules({names.link: (address, policy)}))
+                await self._add_to_host(names, address, policy)
             with _as_machine_error("connect the network of a machine"):
                 await in_thread(lambda: links.connect(names, address, self.options.subnet, user))
             undo.pop_all()
@@ -118,6 +118,13 @@ class Network:
             gateway=str(gateway_of(self.options.subnet)),
             dns=tuple(str(resolver) for resolver in policy.resolvers),
         )
+
+    async def _add_to_host(self, names: Names, address: IPv4Address, policy: rules.Policy) -> None:
+        if self._open:
+            with contextlib.suppress(MachineError):  # somebody flushed the table: the whole of it is made again
+                await nft.apply(rules.machine_rules(names.link, address, policy))
+                return
+        await nft.apply(rules.host_rules({names.link: (address, policy)}))
 
     async def _policy(self, *, known: bool = False, resolvers: tuple[IPv4Address, ...] | None = None) -> rules.Policy:
         """What machines may reach now; ``known``: the names have been looked up a moment ago."""

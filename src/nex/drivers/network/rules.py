@@ -16,7 +16,16 @@ from nex.drivers.network.names import GUEST_MAC, PREFIX, TAP, UPLINK, guest_of
 from nex.drivers.network.options import NetworkOptions, Rule
 from nex.drivers.network.ranges import NEVER, PRIVATE, is_private
 
-__all__ = ["TABLE", "Policy", "host_rules", "namespace_rules", "namespace_update", "removal", "table_removal"]
+__all__ = [
+    "TABLE",
+    "Policy",
+    "host_rules",
+    "machine_rules",
+    "namespace_rules",
+    "namespace_update",
+    "removal",
+    "table_removal",
+]
 
 TABLE = "inet nex"
 
@@ -167,9 +176,18 @@ def host_rules(machines: Mapping[str, tuple[IPv4Address, Policy]]) -> str:
     """The base chains, and the chain of each machine: its link's name to its address and policy."""
     lines = _base()
     for link, (address, policy) in machines.items():
-        rules = [f"ip saddr != {address} drop", "ct state invalid drop", *policy.egress(_HOSTS_ADDRESSES)]
-        lines += [*_chain(link, rules), f"add element {_entry(link)}"]
+        lines += [f"add chain {TABLE} {link}", f"flush chain {TABLE} {link}", *_machine(link, address, policy)]
     return _text(lines)
+
+
+def machine_rules(link: str, address: IPv4Address, policy: Policy) -> str:
+    """The chain of a new machine, where the base chains are already: half the time of `host_rules`."""
+    return _text([f"add chain {TABLE} {link}", *_machine(link, address, policy)])
+
+
+def _machine(link: str, address: IPv4Address, policy: Policy) -> list[str]:
+    rules = [f"ip saddr != {address} drop", "ct state invalid drop", *policy.egress(_HOSTS_ADDRESSES)]
+    return [*(f"add rule {TABLE} {link} {rule}" for rule in rules), f"add element {_entry(link)}"]
 
 
 def removal(link: str) -> str:
