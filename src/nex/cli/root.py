@@ -25,6 +25,7 @@ _COMMANDS = {
     "events": ("nex.cli.commands.watch:events", "Follow what happens to workloads and nodes."),
     "lameduck": ("nex.cli.commands.lameduck:lameduck", "Have a node take no more work."),
     "rootfs": ("nex.cli.commands.rootfs:rootfs", "Build the images that machines are made of."),
+    "preflight": ("nex.cli.commands.preflight:preflight", "Say what this machine lacks to run a node."),
     "completion": ("nex.cli.commands.completion:completion", "Print the shell's completion script."),
 }
 

@@ -112,16 +112,7 @@ def ls(folder: Path | None) -> None:
     images = [_data(store, image) for image in store.list()]
     damaged = store.damaged()
     columns = ["digest", "types", "kernel", "size", "fits"]
-    rows = [
-        [
-            i["digest"][:_SHORT],
-            ", ".join(i["types"]),
-            i["kernel_version"],
-            format_bytes(i["size_bytes"]),
-            _yes(i["fits"]),
-        ]
-        for i in images
-    ]
+    rows = [_row(image) for image in images]
     lines = [out.table(columns, rows, numbers=("size",))] if rows else [f"No images in {store.folder}."]
     lines += [f"{digest[:_SHORT]} is damaged: {why}" for digest, why in damaged.items()]
     out.result({"folder": str(store.folder), "images": images, "damaged": damaged}, "\n".join(lines))
