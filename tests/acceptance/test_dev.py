@@ -96,7 +96,7 @@ async def test_people_are_told_where_everything_is(nex: Nex, function: Path) -> 
     dev = nex.start("dev", function)
     await dev.out.find("^Deployed .*hello.js as hellojs: nats.* req hellojs 'hello'$")
     result = await dev.interrupt()
-    assert [line.split()[0] for line in result.out.splitlines()[:4]] == ["Server", "Node", "State", "Files"]
+    assert [line.split()[0] for line in result.out.splitlines()[:5]] == ["Server", "Node", "Machines", "State", "Files"]
 
 
 async def test_what_cannot_be_deployed_is_told_before_anything_starts(nex: Nex, tmp_path: Path) -> None:

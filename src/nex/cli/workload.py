@@ -39,8 +39,31 @@ _OPTIONS = (
         "--type", "kind", type=click.Choice(list(TYPES)), help="What the workload is. Default: told by the file."
     ),
     click.option("--time-limit", type=DURATION, metavar="DURATION", help="Time of one call. Default: the node's."),
-    click.option("--memory", type=click.IntRange(1), metavar="MIB", help="Memory of one call. Default: the node's."),
+    click.option(
+        "--memory",
+        type=click.IntRange(1),
+        metavar="MIB",
+        help="Memory of one call of a function, or of a service. Default: the node's.",
+    ),
     click.option("--parallel", type=click.IntRange(1), metavar="N", help="Calls at a time. Default: the node's."),
+    click.option(
+        "--cpus",
+        type=click.FloatRange(0, min_open=True),
+        metavar="N",
+        help="CPUs it may use, such as 0.5. Default: those of its machine.",
+    ),
+    click.option(
+        "--total-memory",
+        type=click.IntRange(1),
+        metavar="MIB",
+        help="Memory of all its calls together. Default: that of its machine.",
+    ),
+    click.option(
+        "--pids", type=click.IntRange(1), metavar="N", help="Processes and threads. Default: those of its machine."
+    ),
+    click.option(
+        "--disk", type=click.IntRange(1), metavar="MIB", help="Room for its files. Default: that of its machine."
+    ),
 )
 
 
@@ -56,6 +79,10 @@ class WorkloadFlags:
     time_limit: float | None
     memory: int | None
     parallel: int | None
+    cpus: float | None
+    total_memory: int | None
+    pids: int | None
+    disk: int | None
 
     @property
     def wire_type(self) -> str:
@@ -90,6 +117,10 @@ class WorkloadFlags:
             timeout_ms=round(1000 * (self.time_limit or 0)),
             memory_mib=self.memory or 0,
             parallel=self.parallel or 0,
+            cpus=self.cpus or 0,
+            total_memory_mib=self.total_memory or 0,
+            pids=self.pids or 0,
+            disk_mib=self.disk or 0,
         ).checked()
 
 

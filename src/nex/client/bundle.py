@@ -51,6 +51,10 @@ class Order:
     timeout_ms: int = 0
     memory_mib: int = 0
     parallel: int = 0
+    cpus: float = 0
+    total_memory_mib: int = 0
+    pids: int = 0
+    disk_mib: int = 0
 
     def checked(self) -> Order:
         """Itself, if a node could take it; a function without a trigger gets its own name as the subject.
@@ -91,6 +95,10 @@ class Order:
             timeout_ms=self.timeout_ms,
             memory_mib=self.memory_mib,
             parallel=self.parallel,
+            cpus=self.cpus,
+            total_memory_mib=self.total_memory_mib,
+            pids=self.pids,
+            disk_mib=self.disk_mib,
         )
 
 

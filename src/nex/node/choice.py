@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from nex.drivers import registry
 from nex.drivers.base import Driver, DriverContext, Fingerprint, Health
@@ -26,11 +25,12 @@ WAYS_OUT = (
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A driver that was looked at. ``driver`` is None if it cannot be loaded, which ``found`` then says."""
+    """A driver that was looked at; one that cannot be made has no ``driver``, but the ``error`` that says why."""
 
     name: str
     found: Fingerprint
     driver: Driver | None = None
+    error: NexError | None = None
 
     @property
     def is_healthy(self) -> bool:
@@ -87,7 +87,7 @@ class Choice:
         """The driver that is taken.
 
         Raises:
-            UsageError: the named one does not isolate, and ``no_sandbox`` is false.
+            UsageError: the named one does not take its options; or does not isolate, and ``no_sandbox`` is false.
             MachineError: none can be; the text has every reason and what helps.
         """
         if self.taken is not None and self.taken.driver is not None:
@@ -96,6 +96,8 @@ class Choice:
             reasons = "\n".join(f"  {one.name}: {self.why(one)}" for one in self.candidates)
             raise MachineError(f"no driver that isolates works on this host:\n{reasons}\n{WAYS_OUT}")
         (named,) = self.candidates
+        if isinstance(named.error, UsageError):
+            raise named.error
         if named.is_healthy:
             raise UsageError(
                 f"no_sandbox is false, but machines of the driver {named.name!r} do not isolate",
@@ -134,7 +136,9 @@ async def _look_at(config: NodeConfig, name: str) -> Candidate:
     try:
         driver = await asyncio.to_thread(made, config, name)
     except NexError as error:
-        return Candidate(name, Fingerprint(Health.UNDETECTED, str(error), "install it again, or name another driver"))
+        return Candidate(
+            name, Fingerprint(Health.UNDETECTED, str(error), "correct that, or name another driver"), error=error
+        )
     try:
         async with asyncio.timeout(_LOOK_TIMEOUT_S):
             found = await driver.fingerprint()
@@ -152,15 +156,12 @@ def made(config: NodeConfig, name: str) -> Driver:
         NotFoundError: none is installed under that name.
         MachineError: it is installed and broken.
     """
-    return registry.load(name)(_context(config, config.state_dir / FOLDER / name))
-
-
-def _context(config: NodeConfig, folder: Path) -> DriverContext:
-    return DriverContext(
-        state=folder,
-        config=config.driver_options,
+    context = DriverContext(
+        state=config.state_dir / FOLDER / name,
+        config=config.driver_options.get(name, {}) if config.driver == AUTO else config.driver_options,
         template=config.machine_template,
         images=config.images,
         workload_types=config.workload_types,
         rate_limiters=config.rate_limiters,
     )
+    return registry.load(name)(context)

@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nex.drivers import registry
 from nex.drivers.base import ImageOptions, Resources
 from nex.errors import ConfigError, Problem
+from nex.images.store import default_folder
 from nex.node.keys import AUTO, KEYS, Key
 from nex.node.kinds import AutostartEntry, Table, node_name
 
@@ -213,7 +215,7 @@ def _assemble(found: _Found, environ: Mapping[str, str]) -> NodeConfig:
         groups.setdefault(group, {})[inner] = values.pop(key_name)
     template = groups["machine_template"]
     images = ImageOptions(
-        store=values.pop("default_resource_dir"),
+        store=values.pop("default_resource_dir") or default_folder(environ),
         kernel=values.pop("kernel_filepath"),
         rootfs=values.pop("rootfs_filepath"),
     )
@@ -243,11 +245,23 @@ def _check_together(values: Mapping[str, Any], found: _Found) -> None:
     for one, other in (("kernel_filepath", "rootfs_filepath"), ("rootfs_filepath", "kernel_filepath")):
         if values[one] and not values[other]:
             found.wrong(one, f"needs {other}: machines boot the two together, or the image of nex rootfs")
+    if values["driver"] == AUTO:
+        _check_options(values["driver_options"], found)
     if values["leafnode.credentials"] and not values["leafnode.urls"]:
         found.wrong("leafnode.credentials", "needs leafnode.urls")
     for index, entry in enumerate(values["autostart.workloads"]):
         if entry.type not in (values["workload_types"] or ("native",)):
             found.wrong("autostart.workloads", f"entry {index}: type {entry.type!r} is not in workload_types")
+
+
+def _check_options(options: Mapping[str, Any], found: _Found) -> None:
+    """Before it is known which driver is taken, each has a table of its own."""
+    for name, table in options.items():
+        if name not in registry.names():
+            text = f"holds {name!r}: with driver auto, it holds one table for each driver, by its name"
+            found.wrong("driver_options", text)
+        elif not isinstance(table, Mapping):
+            found.wrong("driver_options", f"{name} must be a table of that driver's options")
 
 
 def _default_name(tags: Mapping[str, str], found: _Found) -> str:

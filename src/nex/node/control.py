@@ -8,6 +8,7 @@ an id under which the log says more.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import secrets
 from collections.abc import Awaitable, Callable
 
@@ -193,18 +194,12 @@ class Control:
         )
 
     async def _machine(self, workload: Workload) -> control.Machine:
-        order, uptime = workload.order, "unknown"
-        cpu_s: float | None = None
-        memory_bytes: int | None = None
+        order, uptime, usage = workload.order, "unknown", None
         if workload.since is not None:
             uptime = format_uptime(workload.uptime_s)
         if (link := workload.link) is not None:
-            try:
+            with contextlib.suppress(NexError):  # it ends just now
                 usage = await link.usage()
-            except NexError:  # it ends just now
-                pass
-            else:
-                cpu_s, memory_bytes = usage.cpu_s, usage.memory_bytes
         return control.Machine(
             id=workload.id,
             healthy=workload.is_healthy,
@@ -218,8 +213,10 @@ class Control:
                 hash=workload.digest,
             ),
             driver=self._standing.driver,
-            cpu_seconds=cpu_s,
-            memory_bytes=memory_bytes,
+            cpu_seconds=usage.cpu_s if usage else None,
+            memory_bytes=usage.memory_bytes if usage else None,
+            received_bytes=usage.received_bytes if usage else None,
+            sent_bytes=usage.sent_bytes if usage else None,
         )
 
     # What is to be done

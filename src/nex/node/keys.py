@@ -113,7 +113,13 @@ KEYS: tuple[Key, ...] = (
         "What makes its machines: firecracker, qemu, sandbox or process, which does not isolate; auto takes the "
         "strongest that isolates and works here.",
     ),
-    Key("driver_options", Table(of_texts=False), dict, "Settings of the driver's own.", "{}"),
+    Key(
+        "driver_options",
+        Table(of_texts=False),
+        dict,
+        "Settings of the driver's own; with driver auto, a table of them for each driver, by its name.",
+        "{}",
+    ),
     Key(
         "no_sandbox",
         Flag(),

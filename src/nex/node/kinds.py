@@ -211,6 +211,10 @@ class AutostartEntry(Message, frozen=True, forbid_unknown_fields=True, kw_only=T
     timeout_ms: int | None = None
     memory_mib: int | None = None
     parallel: int | None = None
+    cpus: float | None = None
+    total_memory_mib: int | None = None
+    pids: int | None = None
+    disk_mib: int | None = None
 
 
 class AutostartList(Kind):

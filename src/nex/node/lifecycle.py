@@ -100,10 +100,11 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Exited:
-    """The service ended by itself after ``ran_s`` seconds."""
+    """The workload ended by itself after ``ran_s`` seconds; ``reason`` is the limit that ended it, in words."""
 
     how: Exit
     ran_s: float = 0.0
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +174,10 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell the world: deployed (``how`` is None), or undeployed and how it ended."""
+    """Tell the world: deployed (``how`` is None), or undeployed, how it ended, and the reason if there is one."""
 
     how: Exit | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,9 +211,9 @@ def step(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return _wait(state, 0.0) if state.insistent else _gone(state, ())
         case Phase.STARTING, StopWanted(keep):
             return replace(state, phase=Phase.STOPPING, keep=keep), (Cancel(),)
-        case Phase.RUNNING, Exited(how, ran_s):
-            after = (Release(), Announce(how))
-            if how.code == 0 or not (state.essential or state.function):
+        case Phase.RUNNING, Exited(how, ran_s, reason):
+            after = (Release(), Announce(how, reason))
+            if (how.code == 0 and not reason) or not (state.essential or state.function):
                 return _gone(state, after)
             return _wait(state, ran_s, after)
         case Phase.RUNNING, MachineLost(ran_s, ours):
@@ -233,8 +235,10 @@ def _stopping(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
     if state.phase is not Phase.STOPPING:
         return state, ()
     match event:
-        case Stopped(how) | Exited(how):
+        case Stopped(how):
             return _gone(state, (Release(), *_undeployed(state, how)))
+        case Exited(how, _, reason):
+            return _gone(state, (Release(), *_undeployed(state, how, reason)))
         case MachineLost():
             return _gone(state, (Release(), *_undeployed(state, LOST)))
         case Failed():
@@ -247,8 +251,8 @@ def _stopping(state: State, event: Event) -> tuple[State, tuple[Command, ...]]:
             return state, ()
 
 
-def _undeployed(state: State, how: Exit) -> tuple[Command, ...]:
-    return (Announce(how),) if state.ran else ()
+def _undeployed(state: State, how: Exit, reason: str = "") -> tuple[Command, ...]:
+    return (Announce(how, reason),) if state.ran else ()
 
 
 def _gone(state: State, before: tuple[Command, ...]) -> tuple[State, tuple[Command, ...]]:

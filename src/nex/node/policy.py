@@ -9,9 +9,10 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from nex.drivers.base import Resources
 from nex.errors import ClaimsError, MessageError, RefusedError, SealError
 from nex.node.config import NodeConfig
-from nex.node.limits import SERVICES, check_count, workload_limits
+from nex.node.limits import SERVICES, check_count, workload_limits, workload_share
 from nex.protocol.agent import Limits
 from nex.protocol.control import DeployRequest, StopRequest
 from nex.protocol.subjects import MAX_TRIGGERS, collide, is_pattern, is_token
@@ -39,11 +40,15 @@ class Rules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A deploy that passed the checks. ``raw`` is the request as received: its environment is still sealed."""
+    """A deploy that passed the checks.
+
+    ``share`` is what of its machine the workload gets; ``raw`` the request as received: its environment still sealed.
+    """
 
     namespace: str
     request: DeployRequest
     claims: Claims
+    share: Resources
     limits: Limits
     raw: bytes = field(repr=False)
 
@@ -111,13 +116,9 @@ def check_order(
             f"Invalid deploy request: the hash in the claims is not a SHA-256 in lower-case hex; a node accepts "
             f"artifacts that it cannot verify only when {_KEY} is set in its configuration"
         )
-    limits = workload_limits(
-        request,
-        config.workload_limits,
-        service_mib=config.machine_template.memory_mib,
-        max_payload=rules.max_payload,
-    )
-    return Order(namespace=namespace, request=request, claims=claims, limits=limits, raw=raw)
+    share = workload_share(request, config.machine_template)
+    limits = workload_limits(request, config.workload_limits, share, max_payload=rules.max_payload)
+    return Order(namespace=namespace, request=request, claims=claims, share=share, limits=limits, raw=raw)
 
 
 def check_hash(claimed: str, found: str, *, allow_unverified: bool) -> None:

@@ -5,58 +5,47 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 from nex.drivers.base import Health
 from nex.errors import UsageError
-from nex.node import choice
+from nex.node import choice, guests
 from nex.node.choice import Candidate, Choice
 from nex.node.config import NodeConfig
+from nex.node.findings import Item, Report
 from nex.node.keys import AUTO
 from nex.transport.server import find_binary
 
-__all__ = ["Item", "Report", "run"]
+__all__ = ["run"]
 
 _ENGINES = {"v8": "deno", "wasm": "wasmtime"}
 _STATES = {Health.HEALTHY: "ok", Health.UNDETECTED: "missing", Health.UNHEALTHY: "broken"}
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One thing that was looked at. ``state`` is ok, missing or broken; the last two come with a remedy.
-
-    A node can start without what is not ``needed``.
-    """
-
-    name: str
-    state: str
-    detail: str = ""
-    remedy: str = ""
-    needed: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """All that was looked at; ``driver`` is the one that would make the node's machines, empty if none can."""
-
-    items: tuple[Item, ...]
-    driver: str
-
-    @property
-    def ok(self) -> bool:
-        """Whether a node can start."""
-        return all(item.state == "ok" for item in self.items if item.needed)
-
-
 async def run(config: NodeConfig) -> Report:
     """Look at everything this configuration needs. Changes nothing and never raises for what is missing."""
     chosen = await choice.look(config)
-    rest = await asyncio.to_thread(lambda: [_server(), _state_folder(config.state_dir), *_leaf(config)])
-    engines = _engines(config) if chosen.taken is not None and not chosen.taken.isolates else ()
-    taken = chosen.taken.name if chosen.taken is not None else ""
-    return Report((*rest, *engines, *_drivers(chosen)), taken)
+    walled = any(one.isolates for one in chosen.candidates)
+    plain = not walled if chosen.taken is None else not chosen.taken.isolates
+    items = await asyncio.to_thread(lambda: tuple(_items(config, plain=plain, walled=walled)))
+    return Report(
+        items=(*items, *_drivers(chosen)),
+        driver=chosen.taken.name if chosen.taken is not None else "",
+        lacks_image=walled and await asyncio.to_thread(guests.lacks_image, config),
+        tasks=guests.tasks() if walled else (),
+    )
+
+
+def _items(config: NodeConfig, *, plain: bool, walled: bool) -> Iterator[Item]:
+    """All but the drivers. ``plain``: machines have what the host has. ``walled``: some kind of them isolates."""
+    yield _server()
+    yield _state_folder(config.state_dir)
+    yield from _leaf(config)
+    if plain:
+        yield from _engines(config)
+    if walled:
+        yield from guests.items(config)
 
 
 def _server() -> Item:

@@ -49,14 +49,19 @@ class Publisher:
         self._workload_event(workload, events.WORKLOAD_DEPLOYED, data)
         self.log(workload, "INFO", f"Workload {workload.name} deployed")
 
-    def undeployed(self, workload: Subject, how: Exit) -> None:
-        """The workload runs no more."""
+    def undeployed(self, workload: Subject, how: Exit, reason: str = "") -> None:
+        """The workload runs no more; ``reason`` is the limit that ended it, in words."""
         message = f"Exited workload: {workload.name}; vm: {workload.id}; status: {how.code}"
+        if reason:
+            message = f"{message}; {reason}"
         data = events.workload_undeployed(
             name=workload.name, workload_id=workload.id, code=how.code, message=message, signal=how.signal
         )
         self._workload_event(workload, events.WORKLOAD_UNDEPLOYED, data)
-        self.log(workload, "INFO", f"Workload {workload.name} stopped ({how})")
+        if reason:
+            self.log(workload, "ERROR", f"Workload {workload.name} was ended: {reason}")
+        else:
+            self.log(workload, "INFO", f"Workload {workload.name} stopped ({how})")
 
     def output(self, workload: Subject, batch: LogBatch) -> None:
         """Lines that a workload wrote."""

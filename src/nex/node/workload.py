@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from collections.abc import Callable
 
 from nex.errors import DeadlineError, MachineError, NexError, RefusedError, UsageError
@@ -14,6 +15,7 @@ from nex.node import lifecycle
 from nex.node.agents import AgentLink
 from nex.node.artifacts import Artifact
 from nex.node.lifecycle import Command, Event, Phase
+from nex.node.limits import LIMITS, exceeded_text
 from nex.node.means import Means, start_request
 from nex.node.policy import Order
 from nex.node.publisher import Subject
@@ -28,6 +30,7 @@ from nex.telemetry.logs import Log
 __all__ = ["Workload"]
 
 _log = Log("node.workload")
+_KILLED = Exit(-1, signal.SIGKILL)
 _STOPPED_EARLY = "The workload was stopped before it had started"
 
 
@@ -159,15 +162,17 @@ class Workload:
                 case lifecycle.Wait(delay_s):
                     loop = asyncio.get_running_loop()
                     self._timer = loop.call_later(delay_s, self._events.put_nowait, lifecycle.Timer())
-                case lifecycle.Announce(how):
-                    self._announce(how)
+                case lifecycle.Announce(how, reason):
+                    self._announce(how, reason)
                 case lifecycle.Forget(keep):
                     if self._record and not keep:
                         await asyncio.to_thread(self._means.state.remove_deployment, self.id)
 
-    def _announce(self, how: Exit | None) -> None:
+    def _announce(self, how: Exit | None, reason: str) -> None:
         if how is not None:
-            self._means.publisher.undeployed(self.subject, how)
+            self._means.publisher.undeployed(self.subject, how, reason)
+            if reason:
+                _log.warn("limit_exceeded", f"workload {self.order.name} was ended: {reason}", workload=self.id)
             self.since = None
             return
         self.since = asyncio.get_running_loop().time()
@@ -256,7 +261,12 @@ class Workload:
         saving = self._tasks.start(self._save(), name="save")
         try:
             request = start_request(means, self.id, self.order, artifact, link, direct=direct)
+            await link.machine.restrict(self.order.share)
             await link.start(request, artifact.path, self, timeout_s=timeout_s)
+        except MachineError as error:
+            if reason := self._exceeded(link):  # another machine would not change that
+                raise RefusedError(reason) from error
+            raise
         finally:
             await asyncio.wait((saving,))
         if (unsaved := saving.result()) is not None:
@@ -326,15 +336,26 @@ class Workload:
         self._means.publisher.calls(self.subject, report)
 
     def heard_exit(self, link: AgentLink, exited: ServiceExit) -> None:
-        """The service ended by itself."""
+        """The service ended by itself, or the workload by a limit."""
         if link is self.link:
-            self._hear(lifecycle.Exited(Exit(exited.code, exited.signal), self.uptime_s))
+            how = Exit(exited.code, exited.signal)
+            self._hear(lifecycle.Exited(how, self.uptime_s, self._exceeded(link, exited.limit)))
 
     def heard_lost(self, link: AgentLink) -> None:
         """The machine is gone."""
-        if link is self.link:
-            self._route.detach()
-            self._hear(lifecycle.MachineLost(self.uptime_s, ours=link.given_up or not self._means.plane.is_up))
+        if link is not self.link:
+            return
+        self._route.detach()
+        ours = link.given_up or not self._means.plane.is_up
+        if not ours and (reason := self._exceeded(link)):
+            self._hear(lifecycle.Exited(_KILLED, self.uptime_s, reason))
+        else:
+            self._hear(lifecycle.MachineLost(self.uptime_s, ours=ours))
+
+    def _exceeded(self, link: AgentLink, told: str = "") -> str:
+        """In words, the limit that ended the workload; empty if none did. What the host sees wins over what is told."""
+        limit = link.machine.exceeded or told
+        return exceeded_text(limit, self.order.share) if limit in LIMITS else ""
 
     def _hear(self, event: Event) -> None:
         if self._launching is not None:

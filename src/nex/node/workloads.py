@@ -223,6 +223,10 @@ class Workloads:
             timeout_ms=entry.timeout_ms or 0,
             memory_mib=entry.memory_mib or 0,
             parallel=entry.parallel or 0,
+            cpus=entry.cpus or 0,
+            total_memory_mib=entry.total_memory_mib or 0,
+            pids=entry.pids or 0,
+            disk_mib=entry.disk_mib or 0,
         )
         return self._check(request.encode(), namespace=entry.namespace, now=time.time())
 

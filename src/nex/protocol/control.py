@@ -147,7 +147,11 @@ class MachineWorkload(ControlMessage, frozen=True, kw_only=True):
 
 
 class Machine(ControlMessage, frozen=True, kw_only=True):
-    """A workload as INFO tells of it; ``id`` is the workload's. The last three only our nodes tell."""
+    """A workload as INFO tells of it; ``id`` is the workload's.
+
+    From ``driver`` on, only our nodes tell, and what is known: CPU seconds and bytes over its streams and interfaces
+    since its machine started, memory now.
+    """
 
     id: str
     healthy: bool = _flag()
@@ -157,6 +161,8 @@ class Machine(ControlMessage, frozen=True, kw_only=True):
     driver: str = ""
     cpu_seconds: float | None = None
     memory_bytes: int | None = None
+    received_bytes: int | None = None
+    sent_bytes: int | None = None
 
 
 class InfoReply(ControlMessage, frozen=True, kw_only=True):
@@ -183,8 +189,9 @@ class NatsConnection(ControlMessage, frozen=True, kw_only=True):
 class DeployRequest(ControlMessage, frozen=True, kw_only=True):
     """Run this workload. ``environment`` is sealed (base64) by ``sender_public_key`` to the node's xkey.
 
-    ``timeout_ms`` and ``memory_mib`` are limits per call of a function, ``parallel`` how many calls at a time; 0 is the
-    node's default. Nodes of 0.2 ignore these three.
+    ``timeout_ms`` and ``memory_mib`` are limits per call of a function (of a service, ``memory_mib`` is for the whole),
+    ``parallel`` how many calls at a time. ``cpus``, ``total_memory_mib``, ``pids`` and ``disk_mib`` are the workload's
+    share of its machine. 0 is the node's default. Nodes of 0.2 ignore all of these.
     """
 
     SECRET: ClassVar[frozenset[str]] = frozenset({"workload_jwt", "environment"})
@@ -206,6 +213,10 @@ class DeployRequest(ControlMessage, frozen=True, kw_only=True):
     timeout_ms: Count = 0
     memory_mib: Count = 0
     parallel: Count = 0
+    cpus: Annotated[float, Meta(ge=0, le=2**20)] = 0
+    total_memory_mib: Count = 0
+    pids: Count = 0
+    disk_mib: Count = 0
 
     @classmethod
     def decode(cls, data: bytes) -> Self:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
+from nex.drivers.base import Resources
 from nex.errors import RefusedError
 from nex.node.artifacts import Artifacts
 from nex.node.policy import Order
@@ -37,7 +38,7 @@ def order(key: str, digest: str) -> Order:
     request = DeployRequest(
         type="v8", location=Location.of(BUCKET, key), workload_jwt=jwt, environment="", sender_public_key=""
     )
-    return Order(namespace="default", request=request, claims=decode(jwt), limits=Limits(), raw=b"")
+    return Order(namespace="default", request=request, claims=decode(jwt), share=Resources(), limits=Limits(), raw=b"")
 
 
 @pytest.fixture

@@ -40,7 +40,7 @@ async def _ls(chosen: Options, *, full: bool) -> None:
         nodes = await session.client.nodes()
     out = output(chosen)
     columns = ["name", "id", "version", "state", "workloads"]
-    columns += ["uptime", "nexus", "os", "arch", "isolated"] if full else []
+    columns += ["uptime", "nexus", "os", "arch", "driver", "isolated"] if full else []
     rows = [_row(node, full=full) for node in nodes]
     text = out.table(columns, rows, numbers=("workloads",)) if nodes else "No nodes answered."
     out.result({"nodes": [_node(node) for node in nodes]}, text)
@@ -56,6 +56,7 @@ def _row(node: PingReply, *, full: bool) -> list[object]:
             node.nexus,
             tags.get("nex.os"),
             tags.get("nex.arch"),
+            tags.get("nex.driver"),
             _yes(tags.get("nex.unsafe") != "true"),
         ]
     return row
@@ -71,6 +72,7 @@ def _node(node: PingReply) -> dict[str, Any]:
         "xkey": node.target_xkey,
         "lameduck": is_lame(node),
         "running_machines": node.running_machines,
+        "driver": node.tags.get("nex.driver", ""),
         "tags": dict(node.tags),
     }
 
@@ -107,6 +109,7 @@ def _facts(node_id: str, found: InfoReply) -> list[tuple[str, object]]:
         ("Version", found.version),
         ("Uptime", found.uptime),
         ("Types", ", ".join(found.supported_workload_types)),
+        ("Driver", found.tags.get("nex.driver")),
         ("Tags", ", ".join(f"{name}={value}" for name, value in sorted(found.tags.items()))),
     ]
     if (memory := found.memory) is not None:
@@ -119,20 +122,25 @@ def _machines(out: Output, found: InfoReply, *, full: bool) -> str:
     if not found.machines:
         return "No workloads in this namespace."
     columns = ["name", "id", "type", "health", "uptime", "runtime"]
-    columns += ["driver", "cpu s", "memory", "description", "hash"] if full else []
+    columns += ["cpu s", "memory"]
+    columns += ["received", "sent", "driver", "description", "hash"] if full else []
     rows = [_machine(machine, full=full) for machine in found.machines]
-    return out.table(columns, rows, numbers=("cpu s", "memory"))
+    return out.table(columns, rows, numbers=("cpu s", "memory", "received", "sent"))
 
 
 def _machine(machine: Machine, *, full: bool) -> list[object]:
     workload = machine.workload
     health = "healthy" if machine.healthy else "unhealthy"
     row: list[object] = [workload.name, machine.id, workload.type, health, machine.uptime, workload.runtime]
+    row += [None if machine.cpu_seconds is None else f"{machine.cpu_seconds:.2f}", _size(machine.memory_bytes)]
     if full:
-        cpu = None if machine.cpu_seconds is None else f"{machine.cpu_seconds:.2f}"
-        memory = None if machine.memory_bytes is None else format_bytes(machine.memory_bytes)
-        row += [machine.driver, cpu, memory, workload.description, workload.hash]
+        row += [_size(machine.received_bytes), _size(machine.sent_bytes)]
+        row += [machine.driver, workload.description, workload.hash]
     return row
+
+
+def _size(count: int | None) -> str | None:
+    return None if count is None else format_bytes(count)
 
 
 @command(
@@ -154,14 +162,24 @@ async def _probe(chosen: Options, workload: str) -> None:
         found = await session.client.workloads(workload)
     out = output(chosen)
     rows = [
-        [w.workload.name, w.workload.id, w.workload.type, w.workload.namespace, w.node_name, w.node_id] for w in found
+        [
+            w.workload.name,
+            w.workload.id,
+            w.workload.type,
+            w.workload.namespace,
+            w.node_tags.get("nex.driver"),
+            w.node_name,
+            w.node_id,
+        ]
+        for w in found
     ]
-    table = out.table(["name", "id", "type", "namespace", "node", "node id"], rows)
+    table = out.table(["name", "id", "type", "namespace", "driver", "node", "node id"], rows)
     out.result({"workloads": [_located(one) for one in found]}, table if found else "No workloads matched.")
 
 
 def _located(one: Located) -> dict[str, Any]:
-    return {**msgspec.to_builtins(one.workload), "node_id": one.node_id, "node_name": one.node_name}
+    driver = one.node_tags.get("nex.driver", "")
+    return {**msgspec.to_builtins(one.workload), "node_id": one.node_id, "node_name": one.node_name, "driver": driver}
 
 
 def _yes(value: bool) -> str:

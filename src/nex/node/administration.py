@@ -1,0 +1,107 @@
+"""What only the administrator of a host can do for machines that isolate, distribution by distribution."""
+
+from __future__ import annotations
+
+import os
+import platform
+import pwd
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nex.images.packages import distribution
+
+__all__ = ["KVM", "Task", "find", "kvm_trouble", "qemu_program", "tasks"]
+
+KVM = Path("/dev/kvm")
+_TITLES = {"debian": "Debian, Ubuntu", "fedora": "Fedora", "arch": "Arch", "alpine": "Alpine"}
+_INSTALL = {
+    "debian": "apt-get install",
+    "fedora": "dnf install",
+    "arch": "pacman -S",
+    "alpine": "apk add",
+}
+_QEMU = {
+    "x86_64": {
+        "debian": "qemu-system-x86",
+        "fedora": "qemu-system-x86-core",
+        "arch": "qemu-system-x86",
+        "alpine": "qemu-system-x86_64",
+    },
+    "aarch64": {
+        "debian": "qemu-system-arm",
+        "fedora": "qemu-system-aarch64-core",
+        "arch": "qemu-system-aarch64",
+        "alpine": "qemu-system-aarch64",
+    },
+}
+_BUBBLEWRAP = dict.fromkeys(_INSTALL, "bubblewrap")
+_MODULES = "modprobe kvm_intel || modprobe kvm_amd"
+_KVM_GROUP = {
+    "debian": "usermod -aG kvm {user}",
+    "fedora": "usermod -aG kvm {user}",
+    "arch": "usermod -aG kvm {user}",
+    "alpine": "addgroup {user} kvm",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Something to be done as root: what for, and by which command, the host's own distribution first."""
+
+    what: str
+    commands: tuple[tuple[str, str], ...]
+
+
+def qemu_program() -> str:
+    """The program that runs machines of this host's architecture."""
+    return f"qemu-system-{platform.machine()}"
+
+
+def find(program: str) -> str | None:
+    """Where a program is; None if it is not installed."""
+    return shutil.which(program, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin")
+
+
+def kvm_trouble(device: Path = KVM) -> str:
+    """Why this user cannot use KVM; empty if it can, for all that can be seen without a guest."""
+    if not device.exists():
+        return f"there is no {device}"
+    return "" if os.access(device, os.R_OK | os.W_OK) else f"this user may not open {device}"
+
+
+def tasks(*, qemu: bool, bubblewrap: bool, kvm: str, family: str | None = None) -> tuple[Task, ...]:
+    """What is left to the administrator.
+
+    Args:
+        qemu: whether QEMU is missing.
+        bubblewrap: whether bubblewrap is.
+        kvm: what is wrong with KVM, as `kvm_trouble` says.
+        family: of distributions; None is this host's.
+    """
+    own = distribution() if family is None else family
+    return tuple(_tasks(qemu=qemu, bubblewrap=bubblewrap, kvm=kvm, family=own))
+
+
+def _tasks(*, qemu: bool, bubblewrap: bool, kvm: str, family: str) -> Iterator[Task]:
+    if qemu and (packages := _QEMU.get(platform.machine())) is not None:
+        yield _install("QEMU, for microVMs", packages, family)
+    if bubblewrap:
+        yield _install("bubblewrap, for sandboxes where no microVM runs", _BUBBLEWRAP, family)
+    if kvm.startswith("there is no"):
+        what = "KVM, for fast microVMs; if that fails, switch virtualization on in the firmware, or nesting in the host"
+        yield Task(what, (("all", _MODULES),))
+    elif kvm:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        commands = {name: text.format(user=user) for name, text in _KVM_GROUP.items()}
+        yield Task("the right to use KVM, from the next login on", _ordered(commands, family))
+
+
+def _install(what: str, packages: dict[str, str], family: str) -> Task:
+    return Task(what, _ordered({name: f"{_INSTALL[name]} {package}" for name, package in packages.items()}, family))
+
+
+def _ordered(commands: dict[str, str], family: str) -> tuple[tuple[str, str], ...]:
+    names = sorted(commands, key=lambda name: name != family)
+    return tuple((_TITLES[name] + (" (this host)" if name == family else ""), commands[name]) for name in names)
