@@ -223,6 +223,11 @@ class Cgroup:
             forks = tasks.number("pids.events", "max")
         return Events(kills, forks)
 
+    def tasks(self) -> int:
+        """How many processes and threads it has, as its bound counts them; 0 if nobody counts."""
+        folder = self._folders.get("pids")
+        return 0 if folder is None else folder.number("pids.current")
+
     def event_files(self) -> tuple[Path, ...]:
         """The files that a poll for POLLPRI says have changed when `events` has; version 2 only."""
         names = {"memory": "memory.events", "pids": "pids.events"}

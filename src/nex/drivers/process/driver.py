@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
+from nex.cgroups import Controllers, available
 from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Health, Machine, MachineSpec
 from nex.drivers.process import tree
+from nex.drivers.process.bounds import Bounds, end_groups, group_prefix
 from nex.drivers.process.forks import ForkServer
 from nex.drivers.process.machine import ProcessMachine, remove_folder
 from nex.errors import MachineError
@@ -36,9 +39,11 @@ class ProcessDriver(Driver):
         self._forks: ForkServer | None = None
         self._opening = asyncio.Lock()
         self._tasks = TaskOwner("drivers.process", self._failed)
+        self._groups = group_prefix(self._folder)
+        self._controllers: Controllers | None = None
 
     async def fingerprint(self) -> Fingerprint:
-        """Linux with pidfds and lists of children in ``/proc``, and the agent's program."""
+        """Linux with pidfds and lists of children in ``/proc``, and the agent's program; which limits hold."""
         if sys.platform != "linux":
             return Fingerprint(Health.UNDETECTED, f"the process driver needs Linux, and this is {sys.platform}")
         try:
@@ -51,7 +56,9 @@ class ProcessDriver(Driver):
             return Fingerprint(Health.UNHEALTHY, reason, "mount /proc; use a kernel with CONFIG_PROC_CHILDREN")
         if find_spec("nex.agent") is None:
             return Fingerprint(Health.UNDETECTED, "the agent's program is not installed", "reinstall nats-nex")
-        return Fingerprint(Health.HEALTHY, details={"python": sys.executable, "kernel": os.uname().release})
+        limits = (await asyncio.to_thread(available)).details() | {"limit_disk": "none: it is the host's own disk"}
+        details = {"python": sys.executable, "kernel": os.uname().release, **limits}
+        return Fingerprint(Health.HEALTHY, details=details)
 
     async def open(self) -> None:
         """Remove what an earlier run left and had no time to write down; start the fork server."""
@@ -59,6 +66,8 @@ class ProcessDriver(Driver):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(f"the folder of the machines cannot be made: {error.strerror}") from error
+        self._controllers = await asyncio.to_thread(available)
+        await asyncio.to_thread(end_groups, self._groups)
         for folder in await asyncio.to_thread(lambda: list(self._folder.iterdir())):
             try:
                 await _clean(folder)
@@ -82,14 +91,15 @@ class ProcessDriver(Driver):
             raise ValueError(f"no machine id: {spec.id!r}")
         if spec.id in self._machines:
             raise ValueError(f"there is a machine {spec.id} already")
-        machine = ProcessMachine(spec, self._folder / spec.id, self)
+        bounds = Bounds(f"{self._groups}{spec.id}", self._controllers, self._end) if self._controllers else None
+        machine = ProcessMachine(spec, self._folder / spec.id, self, bounds)
         self._machines[spec.id] = machine
         return machine
 
-    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> int:
+    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], hello_fd: int, console_fd: int) -> int:
         """For a machine: have its agent forked, by a new fork server if the old one is gone."""
         forks = await self._running()
-        return await forks.fork(machine_id, folder, hello_fd, console_fd)
+        return await forks.fork(machine_id, folder, cgroups, hello_fd, console_fd)
 
     def kill(self, machine_id: str) -> None:
         """For a machine: have its agent and all below it killed."""
@@ -99,6 +109,11 @@ class ProcessDriver(Driver):
     def forget(self, machine_id: str) -> None:
         """For a machine: it is destroyed."""
         self._machines.pop(machine_id, None)
+
+    def _end(self, bounds: Bounds, limit: str) -> None:
+        """A machine ran into a limit."""
+        _log.warn("limit_exceeded", f"a machine has run into its limit of {limit}", cgroup=bounds.name)
+        self._tasks.start(asyncio.to_thread(bounds.kill), name=f"limit.{bounds.name}")
 
     def _ended(self, machine_id: str, how: Exit) -> None:
         if (machine := self._machines.get(machine_id)) is not None:
@@ -124,6 +139,7 @@ class ProcessDriver(Driver):
             and handle.data.get("boot_id") == tree.boot_id()
         ):
             await asyncio.to_thread(tree.kill_tree, pid, started)
+        await asyncio.to_thread(end_groups, f"{self._groups}{handle.machine_id}", exactly=True)
         await _clean(folder)
 
     async def close(self) -> None:

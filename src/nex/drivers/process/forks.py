@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nex.errors import MachineError, MessageError
@@ -145,8 +145,10 @@ class ForkServer:
             self._control.close()
             self._control = None
 
-    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> int:
+    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], hello_fd: int, console_fd: int) -> int:
         """Have an agent forked that works in ``folder``, reads its hello from one file and prints to the other; its id.
+
+        It enters ``cgroups`` before all else, or ends.
 
         Raises:
             MachineError: it could not be made; nothing is left of it.
@@ -154,7 +156,9 @@ class ForkServer:
         waiter: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting[machine_id] = waiter
         try:
-            self._order(ForkOrder(verb="fork", machine_id=machine_id, folder=str(folder)), hello_fd, console_fd)
+            groups = tuple(map(str, cgroups))
+            order = ForkOrder(verb="fork", machine_id=machine_id, folder=str(folder), cgroups=groups)
+            self._order(order, hello_fd, console_fd)
             async with asyncio.timeout(_FORK_TIMEOUT_S):
                 return await waiter
         except TimeoutError:

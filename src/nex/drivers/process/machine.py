@@ -1,4 +1,4 @@
-"""A machine that is a child process: an agent forked by the fork server, in a private folder."""
+"""A machine that is a child process: an agent forked by the fork server, in a private folder and a control group."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import os
 import secrets
 import signal
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from nex.drivers.base import Handle, Machine, MachineSpec, Usage
+from nex.drivers.base import Handle, Machine, MachineSpec, Resources, Usage
 from nex.drivers.process import tree
+from nex.drivers.process.bounds import Bounds
 from nex.errors import MachineError
 from nex.processes import Exit, LineReader
 
@@ -24,7 +27,7 @@ _KILL_TIMEOUT_S = 10.0
 class Forks(Protocol):
     """What a machine asks of its driver."""
 
-    async def fork(self, machine_id: str, folder: Path, hello_fd: int, console_fd: int) -> int:
+    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], hello_fd: int, console_fd: int) -> int:
         """Have its agent forked; its process id."""
 
     def kill(self, machine_id: str) -> None:
@@ -35,13 +38,17 @@ class Forks(Protocol):
 
 
 class ProcessMachine(Machine):
-    """An agent's process and all that descends from it. Nothing but its folder and its group holds it in."""
+    """An agent's process and all that descends from it. Nothing but its folder and its group holds it in.
 
-    def __init__(self, spec: MachineSpec, folder: Path, forks: Forks) -> None:
+    ``bounds`` is the control group for it, and None where there are no control groups.
+    """
+
+    def __init__(self, spec: MachineSpec, folder: Path, forks: Forks, bounds: Bounds | None) -> None:
         super().__init__(spec)
         self._spec = spec
         self._folder = folder
         self._forks = forks
+        self._bounds = bounds
         self._console: deque[str] = deque(maxlen=_CONSOLE_LINES)
         self._reader: LineReader | None = None
         self._pid = 0
@@ -71,6 +78,8 @@ class ProcessMachine(Machine):
             except OSError as error:
                 raise MachineError(f"the machine's folder cannot be made: {error.strerror}") from error
             try:
+                if self._bounds is not None:
+                    await self._bounds.open(self._spec.resources)
                 await self._fork()
             except BaseException as error:
                 await asyncio.shield(self._clean())
@@ -83,8 +92,9 @@ class ProcessMachine(Machine):
         self._reader = LineReader(console, self._console.append)
         try:
             hello = _pipe_of(self._spec.hello)
+            groups = self._bounds.folders if self._bounds is not None else ()
             try:
-                self._pid = await self._forks.fork(self.id, self._folder, hello, writer)
+                self._pid = await self._forks.fork(self.id, self._folder, groups, hello, writer)
             finally:
                 os.close(hello)
         finally:
@@ -101,7 +111,7 @@ class ProcessMachine(Machine):
     def ended(self, how: Exit) -> None:
         """The driver's word that the agent and all below it are gone."""
         if not self._exit.done():
-            self._exit.set_result(how)
+            self._exit.set_result(replace(how, limit=self.exceeded))
 
     async def lost(self) -> None:
         """The fork server has ended: end here what it would have ended. The agent has been told to, by the kernel."""
@@ -111,6 +121,8 @@ class ProcessMachine(Machine):
 
     def _kill_tree(self, pid: int) -> None:
         gone = tree.kill_tree(pid, self._started_ticks, timeout_s=_KILL_TIMEOUT_S)
+        if self._bounds is not None:  # all that got away from the tree is in it
+            gone &= self._bounds.kill()
         if not (tree.kill_users(self._folder) and gone):
             raise MachineError(f"processes of machine {self.id} cannot be killed")
 
@@ -131,15 +143,33 @@ class ProcessMachine(Machine):
                 await self.lost()
         if self._reader is not None:
             self._reader.close()
+        if self._bounds is not None:
+            await self._bounds.close()
         await asyncio.to_thread(remove_folder, self._folder)
         self._destroyed = True
         self.ended(Exit(0))  # one that never started has nothing else to say
         self._forks.forget(self.id)
 
+    async def restrict(self, share: Resources) -> None:
+        """As the seam says; nothing where there is no control group. What its agent uses comes on top."""
+        if self._bounds is not None:
+            await self._bounds.restrict(share)
+
+    @property
+    def exceeded(self) -> str:
+        """As the seam says."""
+        return "" if self._bounds is None else self._bounds.exceeded
+
     async def usage(self) -> Usage:
-        """Sums over the agent and all that descends from it."""
+        """Of the agent and all that descends from it; bytes are the host's, and nobody counts them for a process.
+
+        With a control group, memory is what they were the first to touch: not what they share with the fork server,
+        and not cached files that lie unused. Without, it is as `tree.usage` says.
+        """
         if not self._pid or self._exit.done():
             return Usage(0.0, 0)
+        if self._bounds is not None and (usage := self._bounds.usage()) is not None:
+            return usage
         return await asyncio.to_thread(tree.usage, self._pid)
 
     def console(self) -> str:
