@@ -1,0 +1,190 @@
+"""Machines that are QEMU guests."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from nex.drivers.base import (
+    Capabilities,
+    Driver,
+    DriverContext,
+    Fingerprint,
+    Handle,
+    Health,
+    Machine,
+    MachineSpec,
+    Resources,
+)
+from nex.drivers.process import tree
+from nex.drivers.qemu.binary import INSTALL, Qemu, QemuMissing, find_qemu
+from nex.drivers.qemu.kvm import confinement_for, kvm_trouble
+from nex.drivers.qemu.machine import QemuMachine
+from nex.drivers.qemu.maker import Maker
+from nex.drivers.qemu.media import Media, OpenMedia, image_folder
+from nex.drivers.qemu.options import Options
+from nex.drivers.qemu.store import FOLDER
+from nex.drivers.qemu.vm import Vm
+from nex.drivers.uids import Uid, Uids
+from nex.errors import MachineError, NexError
+
+__all__ = ["QemuDriver"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Accel:
+    """What guests run with, and why not with KVM, if so."""
+
+    name: Literal["kvm", "tcg"]
+    trouble: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.trouble})" if self.trouble else self.name
+
+
+class QemuDriver(Driver):
+    """Restores machines from a snapshot that `open` takes, or finds where an earlier run has left it.
+
+    When the node runs as root, each QEMU runs as a user of its own.
+
+    Raises:
+        UsageError: the configuration has an option that is unknown or wrong.
+    """
+
+    name: ClassVar[str] = "qemu"
+    capabilities: ClassVar[Capabilities] = Capabilities(isolates=True, strength=20)
+
+    def __init__(self, context: DriverContext) -> None:
+        super().__init__(context)
+        self._options = Options.of(context.config)
+        self._uids = Uids(*(self._options.uid_range or ())) if os.geteuid() == 0 else None
+        self._users: dict[str, Uid] = {}
+        self._machines: dict[str, QemuMachine] = {}
+        self._accel: Literal["kvm", "tcg"] = "tcg"
+        self._maker: Maker | None = None
+
+    async def fingerprint(self) -> Fingerprint:
+        """Whether there is a QEMU and an image, and whether KVM runs a guest: that is tried, once in each boot."""
+        if platform.system() != "Linux" or platform.machine() != "x86_64":
+            here = f"{platform.system()} on {platform.machine()}"
+            return Fingerprint(Health.UNDETECTED, f"the qemu driver needs Linux on x86_64, and this is {here}")
+        try:
+            qemu = await find_qemu(self._options.qemu)
+        except QemuMissing as error:
+            return Fingerprint(Health.UNDETECTED, str(error), INSTALL)
+        except MachineError as error:
+            return Fingerprint(Health.UNHEALTHY, str(error), INSTALL)
+        try:
+            media = await self._media()
+        except NexError as error:
+            return Fingerprint(Health.UNDETECTED, str(error), "nex rootfs build")
+        try:
+            accel = await self._choose(qemu, media)
+        except MachineError as error:
+            return Fingerprint(Health.UNHEALTHY, str(error), 'accel = "auto" falls back to emulation')
+        return Fingerprint(
+            Health.HEALTHY, details={"version": qemu.version, "accel": str(accel), "image": media.image[:12]}
+        )
+
+    async def _media(self) -> Media:
+        return await asyncio.to_thread(Media.find, self.context.images, self.context.workload_types)
+
+    async def _choose(self, qemu: Qemu, media: Media) -> _Accel:
+        """What guests run with.
+
+        Raises:
+            MachineError: the configuration wants KVM, and no guest runs under it.
+        """
+        if self._options.accel == "tcg":
+            return _Accel("tcg", "the configuration says so")
+        opened = await asyncio.to_thread(OpenMedia.open, media)
+        uid = await self._take()
+        try:
+            trouble = await kvm_trouble(qemu, opened.kernel, confinement_for(uid, "kvm"), self.context.state)
+        finally:
+            self._give_back(uid)
+            opened.close()
+        if trouble and self._options.accel == "kvm":
+            raise MachineError(f"KVM runs no guest here: {trouble}")
+        return _Accel("tcg", f"KVM: {trouble}") if trouble else _Accel("kvm")
+
+    async def _take(self) -> Uid | None:
+        return await asyncio.to_thread(self._uids.take) if self._uids is not None else None
+
+    def _give_back(self, uid: Uid | None) -> None:
+        if self._uids is not None and uid is not None:
+            self._uids.give_back(uid)
+
+    async def open(self) -> None:
+        """Find QEMU and the image, have a snapshot."""
+        qemu, media = await find_qemu(self._options.qemu), await self._media()
+        accel = self._accel = (await self._choose(qemu, media)).name
+        maker = Maker(qemu, accel, self.context.template, extra_arguments=self._options.kernel_arguments)
+        try:
+            await maker.open(media)
+            if self._options.snapshot:
+                uid = await self._take()
+                try:
+                    folder = image_folder(self.context.images) / FOLDER
+                    await maker.prepare(media, folder, confinement_for(uid, accel))
+                finally:
+                    self._give_back(uid)
+        except BaseException:
+            maker.close()
+            raise
+        self._maker = maker
+
+    def create(self, spec: MachineSpec) -> Machine:
+        """A machine that `open` has made ready for."""
+        if not spec.id.isalnum() or not spec.id.isascii():
+            raise ValueError(f"no machine id: {spec.id!r}")
+        if spec.id in self._machines:
+            raise ValueError(f"there is a machine {spec.id} already")
+        machine = QemuMachine(spec, self)
+        self._machines[spec.id] = machine
+        return machine
+
+    async def make(self, machine_id: str, resources: Resources) -> Vm:
+        """For a machine: a running QEMU, as a user of its own."""
+        if self._maker is None:
+            raise MachineError("the qemu driver is not open")
+        uid = await self._take()
+        if uid is not None:
+            self._users[machine_id] = uid
+        return await self._maker.make(resources, confinement_for(uid, self._accel), machine_id)
+
+    def forget(self, machine_id: str) -> None:
+        """For a machine: it is destroyed, and its user free for another."""
+        self._machines.pop(machine_id, None)
+        self._give_back(self._users.pop(machine_id, None))
+
+    async def reclaim(self, handle: Handle) -> None:
+        """Kill the QEMU if it is still the very process of the handle; there is nothing else."""
+        if not handle.machine_id.isalnum() or handle.driver != self.name:
+            raise MachineError(f"no handle of the qemu driver: {handle.driver} {handle.machine_id!r}")
+        pid, started = handle.data.get("pid"), handle.data.get("started_ticks")
+        if (
+            isinstance(pid, int)
+            and isinstance(started, int)
+            and pid > 1
+            and handle.data.get("boot_id") == tree.boot_id()
+            and not await asyncio.to_thread(tree.kill_tree, pid, started)
+        ):
+            raise MachineError(f"the QEMU of machine {handle.machine_id} cannot be killed")
+
+    async def close(self) -> None:
+        """Destroy every machine, close the image."""
+        failures = await asyncio.gather(
+            *(machine.destroy() for machine in list(self._machines.values())), return_exceptions=True
+        )
+        if self._maker is not None:
+            self._maker.close()
+            self._maker = None
+        if self._uids is not None:
+            self._uids.close()
+        for failure in failures:
+            if failure is not None:
+                raise failure
