@@ -23,7 +23,7 @@ _MAX_RESOLVERS = 3  # as many as a resolv.conf may name
 _MIN_PREFIX, _MAX_PREFIX = 8, 28
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\Z){_LABEL}(?:\.{_LABEL})*")
-_PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?")
+_PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 _SHAPE = "write a name, an address or a CIDR, then, if you like, :PORT and /tcp or /udp: 10.1.0.0/16:53/udp"
 _LAST_PORT = 65535
 

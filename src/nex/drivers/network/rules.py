@@ -114,7 +114,7 @@ def namespace_rules(policy: Policy) -> str:
     forward = [
         f"iifname {UPLINK} oifname {TAP} ct direction reply ct state established,related accept",
         f"{out} ct state invalid drop",
-        f"{out} ct state new ct count over {policy.options.connections} drop",
+        f"{out} ct state new ct count over {policy.options.connections} goto refuse",
         f"{out} jump egress",
     ]
     arrival = [
