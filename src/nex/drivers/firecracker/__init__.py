@@ -1,0 +1,1 @@
+"""Machines that are Firecracker microVMs, each in a jail of its own: for production."""
