@@ -14,7 +14,7 @@ import os
 import resource
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, NoReturn
@@ -27,6 +27,7 @@ __all__ = [
     "become_subreaper",
     "children_of",
     "die_with_parent",
+    "enter_cgroups",
     "fork_process",
     "hide_from_debuggers",
     "kill_all_below",
@@ -96,6 +97,20 @@ def kill_all_below() -> None:
             os.waitpid(-1, 0)  # its children are ours now
 
 
+def enter_cgroups(folders: Iterable[str | Path]) -> None:
+    """Move this process to the control groups in these folders, one of each tree of them.
+
+    Raises:
+        OSError: one is gone, or is not ours.
+    """
+    for folder in folders:
+        fd = os.open(f"{folder}/cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(fd, b"0")
+        finally:
+            os.close(fd)
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a process ended: ``code`` is the exit code, or -1 if ``signal`` ended it.
@@ -135,10 +150,7 @@ class Confinement:
 
     def enter(self) -> None:
         """In the child, before it runs anything else: for good, and without a way back to privileges."""
-        for cgroup in self.cgroups:
-            fd = os.open(cgroup / "cgroup.procs", os.O_WRONLY | os.O_CLOEXEC)
-            os.write(fd, b"0")
-            os.close(fd)
+        enter_cgroups(self.cgroups)
         if self.user is not None:
             os.setgroups([])
             os.setresgid(self.user[1], self.user[1], self.user[1])

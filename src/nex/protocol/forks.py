@@ -17,11 +17,15 @@ PACKET_BYTES = 8192
 
 
 class ForkOrder(Message, frozen=True):
-    """``fork`` an agent that works in ``folder``, or ``kill`` one and everything that descends from it."""
+    """``fork`` an agent that works in ``folder``, or ``kill`` one and everything that descends from it.
+
+    ``cgroups`` are the folders of control groups that it enters before all else.
+    """
 
     verb: Literal["fork", "kill"]
     machine_id: str
     folder: str = ""
+    cgroups: tuple[str, ...] = ()
 
 
 class ForkEvent(Message, frozen=True):
