@@ -40,7 +40,7 @@ from nex.tasks import TaskOwner
 from nex.telemetry import logs
 from nex.transport.connection import Connection, Msg
 
-__all__ = ["Agent", "main", "main_channels", "new_runner", "serve"]
+__all__ = ["Agent", "live", "main", "main_channels", "new_runner", "serve"]
 
 _log = logs.Log("agent")
 _READY_TIMEOUT_S = 10.0
@@ -180,37 +180,41 @@ def new_runner() -> asyncio.Runner:
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
-def main(hello_fd: int) -> int:
-    """Read the hello from a file to its end, serve, and leave nothing that descends from us. Returns the exit code."""
-
-    def read() -> bytes:
-        with open(hello_fd, "rb") as file:
-            return file.read(HELLO_LIMIT_BYTES)
-
-    return _live(read, Place(Path.cwd()))
-
-
-def main_channels(channels: Channels, *, folder: Path | None = None, confinement: Confinement | None = None) -> int:
-    """`main` in a machine without a network: the hello comes over the control stream, and the node is at its end.
-
-    Args:
-        channels: to the host.
-        folder: where to work; None is the current one.
-        confinement: as whom the workload runs; None is as we are.
-    """
-    return _live(channels.hello, Place(folder or Path.cwd(), channels, confinement or Confinement()))
-
-
-def _live(read_hello: Callable[[], bytes], place: Place) -> int:
-    started_ns = time.time_ns()
+def live(read_hello: Callable[[], Hello], place: Place, runner: asyncio.Runner) -> int:
+    """Be an agent from its hello to its end, and leave nothing that descends from us. Returns the exit code."""
     logs.configure("warn")
     try:
-        hello = Hello.decode(read_hello())
-        with new_runner() as runner:
-            runner.run(serve(hello, place, started_ns))
+        with runner:
+            hello = read_hello()
+            runner.run(serve(hello, place, time.time_ns()))
     except NexError as error:
         print(f"agent: {error}", file=sys.stderr)  # noqa: T201 - the driver keeps it for its error messages
         return 1
     finally:
         kill_all_below()
     return 0
+
+
+def main(hello_fd: int) -> int:
+    """Live in the current folder; the hello is read from a file to its end. Returns the exit code."""
+
+    def read() -> Hello:
+        with open(hello_fd, "rb") as file:
+            return Hello.decode(file.read(HELLO_LIMIT_BYTES))
+
+    return live(read, Place(Path.cwd()), new_runner())
+
+
+def main_channels(channels: Channels, *, folder: Path | None = None, confinement: Confinement | None = None) -> int:
+    """Live in a machine without a network: the hello comes over the control stream, and the node is at its end.
+
+    Args:
+        channels: to the host.
+        folder: where to work; None is the current one.
+        confinement: as whom the workload runs; None is as we are.
+
+    Returns:
+        The exit code.
+    """
+    place = Place(folder or Path.cwd(), channels, confinement or Confinement())
+    return live(lambda: Hello.decode(channels.hello()), place, new_runner())

@@ -9,101 +9,145 @@ import select
 import socket
 import stat
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from nex.errors import MessageError
 from nex.protocol.channel import KNOCK, LENGTH_BYTES, hello_length
 
 __all__ = ["Channels"]
 
-_LOOK_AGAIN_S = 0.005
-_VSOCK_HOST = 2
+_LOOK_AGAIN_S: Final = 0.005
+_VSOCK_HOST: Final = 2
 
 
 class Channels:
-    """Two files on which the host is, or will be, at the other end.
+    """Two streams with the host at the other end, now or soon.
 
-    Args:
-        control: connected, in both directions.
-        data: the same; or a socket that listens for the host, which connects when it wants to.
+    Each is a connected file, or a vsock listener, to which the host connects when it wants to. Both are used once.
     """
 
-    def __init__(self, control: int, data: int | socket.socket) -> None:
+    def __init__(self, control: int | socket.socket, data: int | socket.socket) -> None:
         self._control = control
         self._data = data
+        self._joined = -1
 
     def hello(self) -> bytes:
-        """Wait for the host's hello, however long that takes, and knock. Blocks; called once.
+        """Wait for the host's hello, however long that takes, and knock. Blocks.
 
-        A virtio port is at its end as long as the host is away, which is so in the template that machines are cloned
-        from: the hello is what wakes a clone.
+        A virtio port is at its end as long as the host is away, and a vsock connection breaks when the machine is
+        cloned from a snapshot: before the hello, such an end is none.
 
         Raises:
             MessageError: what the host sent is no hello, or it closed the stream.
         """
-        with select.epoll() as events:
-            # Edge by edge: a port that the host is away from would else be reported all the time.
-            events.register(self._control, select.EPOLLIN | select.EPOLLET)
-            os.set_blocking(self._control, False)
-            is_port = stat.S_ISCHR(os.fstat(self._control).st_mode)
-            prefix = self._receive(events, LENGTH_BYTES, patient=is_port)
-            hello = self._receive(events, hello_length(prefix), patient=False)
-        # The host connects to the server while we get ready to speak to it.
-        os.write(self._control, KNOCK)
+        while True:
+            fd = self._control if isinstance(self._control, int) else _accept(self._control)
+            if hello := _read_hello(fd):
+                break
+            os.close(fd)
+            if isinstance(self._control, int):
+                raise MessageError("the host closed the control stream before it said hello")
+        os.write(fd, KNOCK)  # the host connects to the server while we get ready to speak to it
+        self._joined = fd
         return hello
 
-    def _receive(self, events: select.epoll, size: int, *, patient: bool) -> bytes:
-        """Exactly so many bytes; what follows is not ours. ``patient``: an end before the first byte is none."""
-        received = b""
-        while len(received) < size:
-            try:
-                data = os.read(self._control, size - len(received))
-            except BlockingIOError:
-                events.poll()
-                continue
-            received += data
-            if data:
-                continue
-            if received or not patient:
-                raise MessageError("the host closed the control stream before it said hello")
-            events.poll()
-        return received
-
     def control(self) -> Callable[[], Awaitable[int]]:
-        """For `ConnectOptions.stream`: the control stream, on which `hello` has knocked. Used once."""
+        """The control stream, on which `hello` has knocked: for `ConnectOptions.stream`."""
 
         async def opened() -> int:
-            return self._control
+            return self._joined
 
         return opened
 
     def data(self) -> Callable[[], Awaitable[int]]:
-        """For `ConnectOptions.stream`: the data stream. Used once; it knocks."""
+        """The data stream, which knocks when it is opened: for `ConnectOptions.stream`."""
         return self._open_data
 
     async def _open_data(self) -> int:
-        fd = self._data if isinstance(self._data, int) else await _accept(self._data)
+        while True:
+            fd = self._data if isinstance(self._data, int) else await _accept_soon(self._data)
+            try:
+                os.set_blocking(fd, False)
+                # A port that the host is not at yet is at its end, and ready, all the time: nothing to wait for.
+                while not _knocks(fd):  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_AGAIN_S)
+            except ConnectionError:
+                os.close(fd)
+                if isinstance(self._data, int):
+                    raise
+            except BaseException:
+                os.close(fd)
+                raise
+            else:
+                return fd
+
+
+def _read_hello(fd: int) -> bytes:
+    """The hello; empty if the stream ended before its first byte. What follows it is not ours."""
+    os.set_blocking(fd, False)
+    with select.epoll() as events:
+        # Edge by edge: a port that the host is away from would else be reported all the time.
+        events.register(fd, select.EPOLLIN | select.EPOLLET)
+        is_port = stat.S_ISCHR(os.fstat(fd).st_mode)
+        prefix = _receive(fd, events, LENGTH_BYTES, is_port=is_port)
+        return _receive(fd, events, hello_length(prefix), is_port=False) if prefix else b""
+
+
+def _receive(fd: int, events: select.epoll, size: int, *, is_port: bool) -> bytes:
+    received = b""
+    while len(received) < size:
         try:
-            os.set_blocking(fd, False)
-            # A port that the host is not at yet is at its end, and ready, all the time: nothing to wait for.
-            while not _knocks(fd):  # noqa: ASYNC110
-                await asyncio.sleep(_LOOK_AGAIN_S)
-        except BaseException:
-            os.close(fd)
-            raise
-        return fd
+            data = os.read(fd, size - len(received))
+        except BlockingIOError:
+            events.poll()
+            continue
+        except ConnectionError:
+            data = b""
+        received += data
+        if data:
+            continue
+        if received:
+            raise MessageError("the host closed the control stream in the midst of its hello")
+        if not is_port:
+            break
+        events.poll()
+    return received
+
+
+def _accept(listener: socket.socket) -> int:
+    """Wait for the host's connection. Blocks."""
+    while True:
+        select.select([listener], [], [])
+        if (fd := _accepted(listener)) >= 0:
+            return fd
+
+
+async def _accept_soon(listener: socket.socket) -> int:
+    loop = asyncio.get_running_loop()
+    while True:
+        ready: asyncio.Future[None] = loop.create_future()
+        loop.add_reader(listener, ready.set_result, None)
+        try:
+            await ready
+        finally:
+            loop.remove_reader(listener)
+        if (fd := _accepted(listener)) >= 0:
+            return fd
+
+
+def _accepted(listener: socket.socket) -> int:
+    """A connection of the host's, or -1: the machine's own processes can connect to a vsock as well."""
+    try:
+        connection, address = listener.accept()
+    except (BlockingIOError, ConnectionError):
+        return -1
+    if address[0] != _VSOCK_HOST:
+        connection.close()
+        return -1
+    return connection.detach()
 
 
 def _knocks(fd: int) -> bool:
     with contextlib.suppress(BlockingIOError):
         return os.write(fd, KNOCK) > 0
     return False
-
-
-async def _accept(listener: socket.socket) -> int:
-    """The host's connection; the guest's own processes can connect to a vsock as well, and are turned away."""
-    loop = asyncio.get_running_loop()
-    while True:
-        connection, address = await loop.sock_accept(listener)
-        if address[0] == _VSOCK_HOST:
-            return connection.detach()
-        connection.close()

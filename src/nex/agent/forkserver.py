@@ -24,11 +24,11 @@ from nex.processes import (
     become_subreaper,
     children_of,
     die_with_parent,
+    enter_cgroups,
     fork_process,
     hide_from_debuggers,
     kill_all_below,
 )
-from nex.protocol.base import Message
 from nex.protocol.forks import PACKET_BYTES, ForkEvent, ForkOrder
 
 __all__ = ["ForkServer", "main"]
@@ -101,7 +101,7 @@ class ForkServer:
 
     def _fork(self, order: ForkOrder, hello: int, console: int) -> None:
         def main() -> None:
-            _settle(order.folder, console)
+            _settle(order, console)
             raise SystemExit(self._agent(hello))
 
         try:
@@ -129,8 +129,8 @@ class ForkServer:
             self._ended.clear()
 
 
-def _settle(folder: str, console: int) -> None:
-    """Make a fresh fork a machine of its own: its folder, its console, its orphans."""
+def _settle(order: ForkOrder, console: int) -> None:
+    """Make a fresh fork a machine of its own: its control groups, its folder, its console, its orphans."""
     # TERM, where a fork has KILL: an agent that outlives us by a moment takes all below it along.
     die_with_parent(os.getppid(), signal.SIGTERM)
     gc.enable()
@@ -138,26 +138,12 @@ def _settle(folder: str, console: int) -> None:
     os.dup2(console, 1)
     os.dup2(console, 2)
     os.close(console)
-    os.chdir(folder)
-    os.environ["TMPDIR"] = folder
+    enter_cgroups(order.cgroups)
+    os.chdir(order.folder)
+    os.environ["TMPDIR"] = order.folder
     os.umask(0o077)
     become_subreaper()
     hide_from_debuggers()
-
-
-def _import_everything() -> AgentMain:
-    from nex.agent import agent  # noqa: PLC0415 - heavy, and the caller is timed by it
-    from nex.providers import registry  # noqa: PLC0415
-
-    for kind in registry.available():
-        try:
-            registry.load(kind).prepare()
-        except Exception as error:  # noqa: BLE001 - a broken third-party provider must not stop the others
-            print(f"fork server: workload type {kind} cannot be prepared: {error}", file=sys.stderr)  # noqa: T201
-    for message in Message.__subclasses__():
-        with contextlib.suppress(MessageError):
-            message.decode(b"{}")  # the first time, the types of its fields are found out
-    return agent.main
 
 
 def _make_dense() -> None:
@@ -186,14 +172,16 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     become_subreaper()
     hide_from_debuggers()
-    agent = _import_everything()
+    from nex.agent import agent, warm  # noqa: PLC0415 - heavy, and the driver times it
+
+    warm.prepare()
     gc.collect()
     gc.disable()
     _make_dense()
     gc.freeze()  # a collection in an agent would touch, and so copy, every page it shares
     if (threads := len(os.listdir("/proc/self/task"))) > 1:  # noqa: PTH208 - names only
         raise OSError(errno.EDEADLK, f"an import started {threads - 1} threads, and a process with threads cannot fork")
-    ForkServer(control, agent).serve()
+    ForkServer(control, agent.main).serve()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,68 @@
+"""``python -m nex.agent.guest``: the agent as the first process of a microVM.
+
+It makes the machine a place to live in, gets everything ready that is the same in every machine, opens its streams,
+and waits there for the hello: this is where a machine may be snapshotted and cloned. The hello makes it somebody, and
+it is an agent until its stream ends; then the machine does. What goes wrong is on the console.
+"""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+from nex.agent import interfaces, kernel, mounts
+from nex.agent.agent import live
+from nex.agent.place import Place
+from nex.agent.ports import open_channels
+from nex.agent.warm import prepare, warm_runner
+from nex.processes import Confinement
+from nex.protocol.agent import Hello
+
+__all__ = ["main"]
+
+_FRAMES = 20
+
+
+def _settle() -> tuple[Path, Confinement]:
+    """Make the machine what it should be; where its agent works, and as whom its workload runs."""
+    mounts.mount_kernel()
+    told = kernel.arguments()
+    mounts.mount_storage(int(told.get("disk_mib", "0")))
+    interfaces.raise_loopback()
+    if network := told.get("net"):
+        interfaces.bring_up(interfaces.Network.parse(network))
+    kernel.harden()
+    return mounts.WORK_FOLDER, mounts.confine()
+
+
+def _live() -> int:
+    kernel.hold_standard_files()
+    folder, confinement = _settle()
+    prepare()
+    runner = warm_runner()
+    gc.collect()
+    gc.freeze()
+    channels = open_channels()
+
+    def read() -> Hello:
+        hello = Hello.decode(channels.hello())
+        kernel.renew(hello)
+        return hello
+
+    return live(read, Place(folder, channels, confinement), runner)
+
+
+def main() -> NoReturn:
+    """Live, and end the machine whatever happens."""
+    try:
+        _live()
+    except BaseException:  # noqa: BLE001 - the last line before the end: tell it
+        traceback.print_exc(limit=_FRAMES)
+    finally:
+        kernel.restart()
+
+
+if __name__ == "__main__":
+    main()

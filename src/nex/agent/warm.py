@@ -1,0 +1,96 @@
+"""Does beforehand what is the same for every agent.
+
+That is, in the process that agents are forked from, or in the machine that others are cloned from: nothing that is
+made here and stays may be a secret or an identity, for all would share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+from nex.agent.agent import Agent, new_runner
+from nex.agent.channels import Channels
+from nex.agent.link import connect
+from nex.agent.place import Place
+from nex.errors import MessageError
+from nex.protocol.agent import Credentials, Hello
+from nex.protocol.base import Message
+from nex.protocol.channel import KNOCK, frame_hello
+from nex.providers import registry
+from nex.security.keys import SigningKey
+
+__all__ = ["prepare", "warm_runner"]
+
+_ID: Final = "rehearsal"
+_INFO: Final = {"server_id": "", "version": "2", "headers": True, "max_payload": 1 << 20, "proto": 1, "nonce": "0"}
+
+
+def prepare() -> None:
+    """Import what workloads need, and make what depends on none."""
+    for kind in registry.available():
+        try:
+            registry.load(kind).prepare()
+        except Exception as error:  # noqa: BLE001 - a broken third-party provider must not stop the others
+            print(f"agent: workload type {kind} cannot be prepared: {error}", file=sys.stderr)  # noqa: T201
+    for message in Message.__subclasses__():
+        with contextlib.suppress(MessageError):
+            message.decode(b"{}")  # the first time, the types of its fields are found out
+
+
+def warm_runner() -> asyncio.Runner:
+    """A runner whose loop has run: it has been through what an agent does from its hello to its handshake.
+
+    What is used for the first time is imported, allocated and cached; a clone finds all that done.
+    """
+    runner = new_runner()
+    runner.run(_rehearse())
+    return runner
+
+
+async def _rehearse() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        theirs.sendall(frame_hello(_hello()))
+        channels = Channels(ours.detach(), -1)
+        hello = Hello.decode(channels.hello())
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_play_server(theirs))
+            connection = await connect(hello.credentials, _ID, name=_ID, stream=channels.control())
+            async with connection:
+                agent = Agent(_ID, connection, Place(Path("/"), channels))
+                await agent.open(0)
+                await agent.aclose()
+
+
+def _hello() -> bytes:
+    seed = SigningKey.create("user").seed()  # for this once; it signs for nobody
+    credentials = Credentials(url="nats://127.0.0.1:4222", jwt="-", seed=seed)
+    return Hello(machine_id=_ID, time_ns=time.time_ns(), entropy=bytes(32), credentials=credentials).encode()
+
+
+async def _play_server(sock: socket.socket) -> None:
+    """As much of a NATS server as one handshake needs."""
+    sock.setblocking(False)
+    reader, writer = await asyncio.open_unix_connection(sock=sock.dup())
+    await reader.readexactly(len(KNOCK))
+    writer.write(b"INFO " + json.dumps(_INFO).encode() + b"\r\n")
+    inboxes: list[list[bytes]] = []
+    while line := await reader.readline():
+        words = line.split()
+        if words[0] == b"PING":
+            writer.write(b"PONG\r\n")
+        elif words[0] == b"SUB":
+            inboxes.append(words)
+        elif words[0] == b"PUB":
+            await reader.readexactly(int(words[-1]) + 2)
+            sid = next(words[-1] for words in inboxes if words[1].startswith(b"_INBOX."))
+            writer.write(b"MSG %s %s 0\r\n\r\n" % (words[2], sid))
+    writer.close()
+    await writer.wait_closed()
