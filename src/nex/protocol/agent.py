@@ -122,7 +122,7 @@ class Limits(Message, frozen=True):
     """
 
     timeout_s: float = 5.0
-    memory_bytes: int = 64 * 1024 * 1024
+    memory_bytes: int = 128 * 1024 * 1024
     parallel: int = 1
     queue: int = 1024
     result_bytes: int = 1024 * 1024

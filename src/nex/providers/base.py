@@ -68,6 +68,21 @@ class Provider(ABC):
         Starts no threads and leaves no files open. An error here leaves the type unprepared, not unavailable.
         """
 
+    @classmethod  # noqa: B027 - most have none
+    def start_spare(cls, confinement: Confinement) -> None:
+        """Start what any workload of this type needs first, in a machine that is to be snapshot or kept warm.
+
+        Called at most once, before the workload and its type are known, and blocks until all is warm. The spare must
+        hold nothing that two machines must not share: no keys, no ids, no random numbers drawn ahead.
+
+        Raises:
+            StartError: it cannot be started; workloads start without it.
+        """
+
+    @classmethod  # noqa: B027 - most have none
+    async def drop_spare(cls) -> None:
+        """End the spare, if there is one: another type's workload has come."""
+
     @abstractmethod
     async def start(self) -> None:
         """Check and start the workload; when this returns, it runs.

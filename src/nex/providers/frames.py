@@ -41,6 +41,8 @@ class Kind(IntEnum):
     """Head: the level; body: text."""
     TOO_LARGE = 5
     """The result is over the limit, and is not sent."""
+    WARM = 18
+    """Get ready for a LOAD, which may be long in coming; READY is the answer. Not every engine knows it."""
     LOAD = 16
     """Head: settings as JSON; body: the source."""
     CALL = 17

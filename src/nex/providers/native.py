@@ -69,7 +69,7 @@ class NativeProvider(Service):
         out, out_end = os.pipe2(os.O_CLOEXEC)
         err, err_end = os.pipe2(os.O_CLOEXEC)
         try:
-            workload.artifact.chmod(0o500)
+            workload.artifact.chmod(0o550)
             child = Child.spawn(
                 [workload.artifact, *workload.argv],
                 env=environment,
@@ -81,6 +81,7 @@ class NativeProvider(Service):
                     resource.RLIMIT_DATA: workload.limits.memory_bytes + _RESERVED_BYTES,
                     resource.RLIMIT_CORE: 0,
                 },
+                confinement=workload.confinement,
             )
         except OSError as error:
             os.close(out)

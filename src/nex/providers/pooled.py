@@ -32,8 +32,8 @@ class PooledFunction(Function):
         self._pool = WorkerPool(self._launch, self._load, limits=workload.limits, log=log)
 
     @abstractmethod
-    def _launch(self, sock: socket.socket) -> Child:
-        """Start a worker process at the other end of ``sock``."""
+    def _launch(self) -> tuple[Child, socket.socket]:
+        """A worker process, and the socket over which it speaks frames."""
 
     @abstractmethod
     def _load(self) -> tuple[bytes, bytes]:

@@ -12,11 +12,13 @@ A run that ends with an exit code other than 0, or traps, has failed.
 from __future__ import annotations
 
 import socket
+from collections.abc import Callable
 
 from nex.processes import Child, Exit
 from nex.providers.base import Log, Workload
 from nex.providers.pooled import PooledFunction
 from nex.providers.wasm_worker import compile_artifact, prepare, serve
+from nex.providers.worker import connected
 from nex.providers.workers import WorkerPool
 
 __all__ = ["WasmProvider"]
@@ -58,10 +60,16 @@ class WasmProvider(PooledFunction):
     def _load(self) -> tuple[bytes, bytes]:
         return b"", b""  # a fork has everything it needs
 
-    def _launch_compiler(self, sock: socket.socket) -> Child:
+    def _launch_compiler(self) -> tuple[Child, socket.socket]:
         artifact, code, limits = self.workload.artifact, self._code, self._limits
-        return Child.fork(lambda: compile_artifact(sock, artifact, code, limits), keep_fds=[sock.fileno()])
+        return self._fork(lambda sock: compile_artifact(sock, artifact, code, limits))
 
-    def _launch(self, sock: socket.socket) -> Child:
+    def _launch(self) -> tuple[Child, socket.socket]:
         code, environment, limits = self._code, self.workload.environment, self._limits
-        return Child.fork(lambda: serve(sock, code, environment, limits), keep_fds=[sock.fileno()])
+        return self._fork(lambda sock: serve(sock, code, environment, limits))
+
+    def _fork(self, main: Callable[[socket.socket], None]) -> tuple[Child, socket.socket]:
+        def start(sock: socket.socket) -> Child:
+            return Child.fork(lambda: main(sock), keep_fds=[sock.fileno()], confinement=self.workload.confinement)
+
+        return connected(start)

@@ -7,6 +7,7 @@ import contextlib
 import signal
 import socket
 from collections import deque
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 from nex.errors import CallFailed, CallTimedOut, StartError, WorkloadError
@@ -17,7 +18,7 @@ from nex.providers.frames import Frame, FrameError, FrameReader, Kind, encode
 from nex.providers.texts import log_text
 from nex.tasks import TaskOwner
 
-__all__ = ["Job", "Owner", "Worker"]
+__all__ = ["Job", "Owner", "Worker", "connected"]
 
 _READ_BYTES = 256 * 1024
 _BEYOND_RESULT_BYTES = 1024 * 1024  # what a frame may hold beside a result: headers, an error's text, a log entry
@@ -34,6 +35,22 @@ class Job(NamedTuple):
     head: bytes
     body: bytes
     done: asyncio.Future[Frame]
+
+
+def connected(start: Callable[[socket.socket], Child]) -> tuple[Child, socket.socket]:
+    """A process that ``start`` makes with one end of a new pair of sockets, and the other end.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        return start(theirs), ours
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()
 
 
 class Owner(Protocol):

@@ -37,7 +37,7 @@ class WorkerPool:
     """The workers of one function and the calls that wait for them.
 
     Args:
-        launch: starts a process that speaks frames over the given socket (its end; closed here afterwards).
+        launch: starts a process that speaks frames over a socket, of which it returns our end.
         load: makes head and body of the LOAD frame; called once, while the first process is starting.
         limits: those of the function.
         log: where its output goes.
@@ -46,7 +46,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        launch: Callable[[socket.socket], Child],
+        launch: Callable[[], tuple[Child, socket.socket]],
         load: Callable[[], tuple[bytes, bytes]],
         *,
         limits: Limits,
@@ -176,15 +176,11 @@ class WorkerPool:
             self._replace()
 
     def _grow(self) -> asyncio.Future[Frame]:
-        ours, theirs = socket.socketpair()
         try:
-            child = self._launch(theirs)
+            child, sock = self._launch()
         except OSError as error:
-            ours.close()
             raise StartError(f"the function's process cannot be started: {error.strerror or error}") from error
-        finally:
-            theirs.close()
-        worker = Worker(self, child, ours)
+        worker = Worker(self, child, sock)
         self._workers.add(worker)
         done: asyncio.Future[Frame] = self._loop.create_future()
         done.add_done_callback(partial(self._on_load, worker))

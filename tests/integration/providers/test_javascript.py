@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 import pytest
 
 from nex.errors import CallFailed, StartError
+from nex.processes import Confinement, children_of
+from nex.protocol.agent import Limits
 from nex.providers.base import Invocation
 from nex.providers.javascript.provider import JavaScriptProvider
 from nex.testing.examples import build_examples
@@ -253,3 +257,31 @@ async def test_invocations_hold_no_references(run: Runner) -> None:
     async with run("let kept; (s, p) => { const before = kept; kept = p; return before ?? p }") as call:
         await call.function.call(Invocation("s", b"first"))
         assert (await call.function.call(Invocation("s", b"other"))).payload == b"first"
+
+
+@pytest.fixture
+async def spare() -> AsyncGenerator[None]:
+    JavaScriptProvider.start_spare(Confinement())
+    yield
+    await JavaScriptProvider.drop_spare()
+
+
+@pytest.mark.parametrize("source", ["(s) => s", "export default (s: string) => JSON.stringify(s)"])
+async def test_a_spare_worker_becomes_the_first(spare: None, tmp_path: Path, source: str) -> None:
+    waiting = set(children_of(os.getpid()))
+    workload = make_workload(tmp_path, source.encode())
+    function = JavaScriptProvider(workload, LogLines())
+    await function.start()
+    assert set(function.pids) <= waiting
+    assert (await function.call(Invocation("a.b", b""))).payload == b'"a.b"'
+    await function.stop(0)
+
+
+async def test_a_spare_with_another_limit_is_not_taken(spare: None, tmp_path: Path) -> None:
+    waiting = set(children_of(os.getpid()))
+    workload = make_workload(tmp_path, b"(s) => s", limits=Limits(memory_bytes=32 << 20))
+    function = JavaScriptProvider(workload, LogLines())
+    await function.start()
+    assert not set(function.pids) & waiting
+    assert not waiting & set(children_of(os.getpid())), "the spare has been ended"
+    await function.stop(0)

@@ -178,7 +178,7 @@ MEMORY = '(memory (export "memory") 1)'
         ),
         pytest.param(f"(module {START})", "exports no memory", id="no memory"),
         pytest.param(
-            f'(module {START} (memory (export "memory") 2000))', "at least 131072000 bytes", id="large memory"
+            f'(module {START} (memory (export "memory") 4000))', "at least 262144000 bytes", id="large memory"
         ),
         pytest.param(f'(module {START} (memory (export "memory") i64 1))', "64-bit|no valid", id="64-bit memory"),
         pytest.param(f'(module (import "env" "f" (func)) {MEMORY} {START})', "imports .*env", id="unknown import"),

@@ -18,7 +18,7 @@ from nex.processes import Child
 from nex.protocol.agent import Limits
 from nex.providers import workers
 from nex.providers.frames import Frame, FrameReader, Kind, encode
-from nex.providers.worker import Worker
+from nex.providers.worker import Worker, connected
 from nex.providers.workers import WorkerPool
 from nex.testing.provider_contract import LogLines
 
@@ -65,7 +65,7 @@ def make_pool(lines: LogLines, behaviour: Behaviour = obey, limits: Limits | Non
     def launch(sock: socket.socket) -> Child:
         return Child.fork(lambda: serve(sock, behaviour), keep_fds=[sock.fileno()])
 
-    return WorkerPool(launch, lambda: (b"", b""), limits=limits or Limits(timeout_s=1.0), log=lines)
+    return WorkerPool(lambda: connected(launch), lambda: (b"", b""), limits=limits or Limits(timeout_s=1.0), log=lines)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ async def test_a_function_that_cannot_be_started_again_says_so() -> None:
         main = (lambda: serve(sock, obey)) if first else (lambda: os._exit(9))
         return Child.fork(main, keep_fds=[sock.fileno()])
 
-    pool = WorkerPool(launch, lambda: (b"", b""), limits=Limits(timeout_s=1.0), log=LogLines())
+    pool = WorkerPool(lambda: connected(launch), lambda: (b"", b""), limits=Limits(timeout_s=1.0), log=LogLines())
     await pool.start()
     assert (await pool.call(b"s", b"x")).body == b"x"
     await _outcome(pool.call(b"s", b"half"))
@@ -214,7 +214,7 @@ async def test_a_process_that_cannot_be_made() -> None:
     def launch(_sock: socket.socket) -> Child:
         raise OSError(11, "Resource temporarily unavailable")
 
-    pool = WorkerPool(launch, lambda: (b"", b""), limits=Limits(), log=LogLines())
+    pool = WorkerPool(lambda: connected(launch), lambda: (b"", b""), limits=Limits(), log=LogLines())
     with pytest.raises(StartError, match="Resource temporarily unavailable"):
         await pool.start()
     await pool.stop(0)

@@ -31,8 +31,11 @@ import msgspec
 from deno import find_deno_bin
 
 from nex.errors import StartError
-from nex.processes import Child
+from nex.processes import Child, Confinement
+from nex.protocol.agent import Limits
 from nex.providers.pooled import PooledFunction
+from nex.providers.spare import Spare
+from nex.providers.worker import connected
 
 __all__ = ["JavaScriptProvider"]
 
@@ -49,8 +52,28 @@ _ENVIRONMENT = {
 _BASE_DATA_BYTES = 576 * 2**20
 
 
+_spares: list[Spare] = []  # at most one
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")
 _find_deno = cache(find_deno_bin)
+
+
+def _worker(memory_bytes: int, confinement: Confinement) -> tuple[Child, socket.socket]:
+    heap = f"--v8-flags=--expose-gc,--max-old-space-size={max(memory_bytes >> 20, 8)}"
+
+    def start(sock: socket.socket) -> Child:
+        return Child.spawn(
+            [_find_deno(), *_FLAGS, heap, _WORKER],
+            env=_ENVIRONMENT,
+            cwd=Path("/"),
+            stdin=sock.fileno(),
+            stdout=sock.fileno(),
+            stderr=subprocess.DEVNULL,
+            # The heap has its own limit; buffers lie outside of it and count as data.
+            rlimits={resource.RLIMIT_DATA: _BASE_DATA_BYTES + 2 * memory_bytes, resource.RLIMIT_CORE: 0},
+            confinement=confinement,
+        )
+
+    return connected(start)
 
 
 class JavaScriptProvider(PooledFunction):
@@ -61,18 +84,35 @@ class JavaScriptProvider(PooledFunction):
         """As the seam says."""
         _find_deno()  # the first time, it imports the build settings of Python, which are large
 
-    def _launch(self, sock: socket.socket) -> Child:
-        memory = self._limits.memory_bytes
-        return Child.spawn(
-            [_find_deno(), *_FLAGS, f"--v8-flags=--expose-gc,--max-old-space-size={max(memory >> 20, 8)}", _WORKER],
-            env=_ENVIRONMENT,
-            cwd=self.workload.folder,
-            stdin=sock.fileno(),
-            stdout=sock.fileno(),
-            stderr=subprocess.DEVNULL,
-            # The heap has its own limit; buffers lie outside of it and count as data.
-            rlimits={resource.RLIMIT_DATA: _BASE_DATA_BYTES + 2 * memory, resource.RLIMIT_CORE: 0},
-        )
+    @classmethod
+    def start_spare(cls, confinement: Confinement) -> None:
+        """As the seam says: a worker with the memory that functions have unless they ask for more or less."""
+        try:
+            child, sock = _worker(Limits().memory_bytes, confinement)
+        except OSError as error:
+            raise StartError(f"no worker can be started: {error.strerror}") from error
+        _spares.append(Spare(child, sock))
+        try:
+            _spares[-1].warm()
+        except OSError as error:
+            raise StartError(f"a spare worker does not get warm: {error}") from error
+
+    @classmethod
+    async def drop_spare(cls) -> None:
+        """As the seam says."""
+        while _spares:
+            await _spares.pop().drop()
+
+    async def start(self) -> None:
+        """As the seam says; a spare with another limit of memory is of no use."""
+        if self._limits.memory_bytes != Limits().memory_bytes:
+            await self.drop_spare()
+        await super().start()
+
+    def _launch(self) -> tuple[Child, socket.socket]:
+        if _spares:
+            return _spares.pop().take()
+        return _worker(self._limits.memory_bytes, self.workload.confinement)
 
     def _load(self) -> tuple[bytes, bytes]:
         try:
