@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from nex.agent.artifact import fetch
 from nex.agent.calls import Calls
+from nex.agent.limits import Bounds
 from nex.agent.link import connect
 from nex.agent.output import Output
 from nex.agent.place import Place
-from nex.errors import StartError
+from nex.errors import NexError, StartError
 from nex.processes import Exit
 from nex.protocol.agent import ServiceExit, StartRequest, host_subject
 from nex.providers import registry
@@ -57,6 +60,8 @@ class Work:
         self._calls: Calls | None = None
         self._data: Connection | None = None
         self._exit: Exit | None = None
+        self._bounds: Bounds | None = None
+        self._told = False
         self._stopping = asyncio.Lock()
         self._is_stopping = False
 
@@ -71,10 +76,16 @@ class Work:
             artifact = self._place.folder / "artifact"
             await fetch(self._connection, self._machine_id, digest=request.digest, size=request.size, into=artifact)
             self._provider = kind(self._workload(request, artifact), self._output.log)
+            if self._place.channels is not None:  # else its host bounds this whole machine
+                self._bounds = Bounds(self._place, request.limits, self._over)
+                self._bounds.open()
             await self._provider.start()
             await self._put_to_work(self._provider, request)
-        except BaseException:
+        except BaseException as error:
+            limit = self._bounds.exceeded if self._bounds else ""
             await asyncio.shield(self.stop(0.0))
+            if limit and isinstance(error, NexError):
+                raise StartError(f"the workload ran into its limit of {limit} while it started") from error
             raise
 
     def _workload(self, request: StartRequest, artifact: Path) -> Workload:
@@ -129,9 +140,23 @@ class Work:
 
     async def _watch(self, service: Service) -> None:
         self._exit = await service.wait()
-        self._output.flush()
         if not self._is_stopping:
-            report = ServiceExit(code=self._exit.code, signal=self._exit.signal)
+            self._tell(replace(self._exit, limit=self._bounds.exceeded if self._bounds else ""))
+
+    def _over(self, limit: str) -> None:
+        """The workload ran into a limit: it is ended, and the node told when it has."""
+        if not self._is_stopping:
+            self._tasks.start(self._end(limit), name="limit")
+
+    async def _end(self, limit: str) -> None:
+        await self.stop(0.0)
+        self._tell(Exit(-1, signal.SIGKILL, limit))
+
+    def _tell(self, how: Exit) -> None:
+        if not self._told:
+            self._told = True
+            self._output.flush()
+            report = ServiceExit(code=how.code, signal=how.signal, limit=how.limit)
             self._send(host_subject(self._machine_id, "exit"), report.encode())
 
     async def stop(self, grace_s: float) -> Exit:
@@ -143,12 +168,16 @@ class Work:
         async with self._stopping:
             loop = asyncio.get_running_loop()
             deadline = loop.time() + grace_s
+            if self._bounds is not None:
+                self._bounds.close()  # what ends now, ends as it is told to
             if self._calls is not None:
                 await self._calls.drain(grace_s)
             if self._provider is not None:
                 stopped = await self._provider.stop(max(0.0, deadline - loop.time()))
                 self._exit = self._exit or stopped
                 self._provider = None
+            if self._bounds is not None:
+                await asyncio.to_thread(self._bounds.kill)
             if self._calls is not None:
                 await self._calls.aclose()
                 self._calls = None

@@ -15,7 +15,7 @@ import secrets
 import select
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,6 +27,15 @@ __all__ = ["Cgroup", "Controllers", "Events", "available", "find"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")  # never that of a control file: those have a dot
 _REMOVE_TIMEOUT_S = 2.0
+_MARKS = (
+    ("cpu", "cpu.max"),
+    ("cpu", "cpu.cfs_quota_us"),
+    ("cpuacct", "cpuacct.usage"),
+    ("memory", "memory.max"),
+    ("memory", "memory.limit_in_bytes"),
+    ("pids", "pids.max"),
+)
+"""By what files a controller is known to be used in a group."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +137,17 @@ class Cgroup:
         return cls(name, {one: Folder(place.base / name, place.version) for one, place in where.items()})
 
     @classmethod
+    def at(cls, folders: Iterable[Path]) -> Cgroup:
+        """The group in these folders, one of each tree, with the controllers that are found to be used there."""
+        held: dict[str, Folder] = {}
+        name = ""
+        for path in folders:
+            name = path.name
+            folder = Folder(path, 2 if (path / "cgroup.controllers").exists() else 1)
+            held |= {one: folder for one, file in _MARKS if (path / file).exists()}
+        return cls(name, held)
+
+    @classmethod
     def create(cls, name: str, *, cpus: float = 0.0, memory_bytes: int = 0, pids: int = 0) -> Cgroup:
         """Make a group, with those controllers that can be used (`available` tells). 0 is no bound.
 
@@ -161,6 +181,11 @@ class Cgroup:
                 raise MachineError(f"the control group {path} cannot be made: {refusal.strerror}") from refusal
         if not made:
             raise MachineError("no control group can be made: the kernel offers none here")
+
+    @property
+    def controllers(self) -> frozenset[str]:
+        """Those of cpu, memory and pids that bound it."""
+        return frozenset(self._folders.keys() & set(CONTROLLERS))
 
     @property
     def folders(self) -> tuple[Path, ...]:
