@@ -54,7 +54,7 @@ class Api:
         data = b"" if body is None else msgspec.json.encode(body)
         if len(data) > _REQUEST_LIMIT_BYTES:
             raise MachineError(f"{resource}: a body of {len(data)} bytes is over the limit of {_REQUEST_LIMIT_BYTES}")
-        timeout_s = _SNAPSHOT_TIMEOUT_S if resource in {CREATE_SNAPSHOT, LOAD_SNAPSHOT} else _TIMEOUT_S
+        timeout_s = _SNAPSHOT_TIMEOUT_S if resource in (CREATE_SNAPSHOT, LOAD_SNAPSHOT) else _TIMEOUT_S
         try:
             async with asyncio.timeout(timeout_s):
                 status, answer = await self._exchange(resource.method, path, data)
