@@ -45,6 +45,7 @@ OK = 0
 FAILED = 1
 USAGE = 2
 INTERRUPTED = 130
+_CONSOLE_LINES = 8
 
 _CODES: tuple[tuple[type[BaseException], int], ...] = (
     (UsageError, USAGE),
@@ -93,8 +94,7 @@ def report(error: BaseException, *, stream: TextIO, as_json: bool, debug: bool) 
 def _describe(error: BaseException, *, debug: bool) -> tuple[str, str]:
     match error:
         case MachineError() if error.console and not debug:
-            last = error.console.rstrip().rpartition("\n")[2]
-            return error.code, f"{str(error).partition('; it printed: ')[0]}; it printed last: {_one_line(last)}"
+            return error.code, f"{str(error).partition('; it printed: ')[0]}; it printed last: {_last(error.console)}"
         case NexError():
             return error.code, str(error)
         case click.exceptions.NoArgsIsHelpError():
@@ -115,6 +115,12 @@ def _usage_text(error: click.UsageError) -> str:
     text = _one_line(error.format_message()).rstrip(".")
     path = error.ctx.command_path if error.ctx is not None else "nex"
     return f"{text[:1].lower()}{text[1:]}; see {path} --help"
+
+
+def _last(console: str) -> str:
+    """The last lines of a console; if there are several, each by itself below the error."""
+    lines = [line for text in console.splitlines() if (line := _one_line(text))][-_CONSOLE_LINES:]
+    return lines[0] if len(lines) == 1 else "".join(f"\n  {line}" for line in lines)
 
 
 def _one_line(text: str) -> str:

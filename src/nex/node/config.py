@@ -226,7 +226,10 @@ def _assemble(found: _Found, environ: Mapping[str, str]) -> NodeConfig:
         name=name,
         state_dir=Path(folder).absolute(),
         machine_template=Resources(
-            template["vcpu_count"], template["memsize_mib"], template["pids"], template["disk_mib"]
+            vcpu_count=template["vcpu_count"],
+            memory_mib=template["memsize_mib"],
+            pids=template["pids"],
+            disk_mib=template["disk_mib"] or template["memsize_mib"] // 2,
         ),
         images=images,
         node_limits=NodeLimits(**groups["node_limits"]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 
+from nex.cgroups import available
 from nex.errors import MachineError
 from nex.images.build import build
 from nex.images.image import Image
@@ -34,6 +35,7 @@ def items(config: NodeConfig) -> Iterator[Item]:
     for name, program in (("QEMU", administration.qemu_program()), ("bubblewrap", "bwrap")):
         path = administration.find(program)
         yield _thing(name, "" if path else f"{program} is not installed", path or "")
+    yield _limits()
 
 
 def _thing(name: str, trouble: str, found: str, consequence: str = "") -> Item:
@@ -41,6 +43,16 @@ def _thing(name: str, trouble: str, found: str, consequence: str = "") -> Item:
         return Item(name, "ok", found, needed=False)
     detail = f"{trouble}; {consequence}" if consequence else trouble
     return Item(name, "missing", detail, _NAMES_ADMINISTRATOR, needed=False)
+
+
+def _limits() -> Item:
+    """Which limits the kernel holds for machines that are processes of this host."""
+    found = available()
+    held = ", ".join(f"{name}: {what}" for name, what in found.details().items())
+    if not found.why_not:
+        return Item("control groups", "ok", held, needed=False)
+    remedy = "start the node in a control group of its own, as systemd makes one with Delegate=yes"
+    return Item("control groups", "broken" if found else "missing", held, remedy, needed=False)
 
 
 def _own_guest(config: NodeConfig) -> Item:

@@ -142,15 +142,17 @@ KEYS: tuple[Key, ...] = (
     ),
     Key(
         "machine_template.pids",
-        Integer(0, 2**22),
-        0,
-        "Processes and threads of a machine, and the most that a deploy may ask for; 0 is as the driver has it.",
+        Integer(1, 2**22),
+        1024,
+        "Processes and threads of a machine, and the most that a deploy may ask for.",
     ),
     Key(
         "machine_template.disk_mib",
-        Integer(0, 2**20),
-        0,
-        "Room for files of a machine, in MiB, and the most that a deploy may ask for; 0 is as the driver has it.",
+        Integer(1, 2**20),
+        None,
+        "Room for files in a machine, in MiB, and the most that a deploy may ask for; in microVMs and sandboxes it is "
+        "taken from the memory.",
+        "half of machine_template.memsize_mib",
     ),
     Key("kernel_filepath", PathName(), None, "Kernel that machines boot, with rootfs_filepath.", "the image's"),
     Key(

@@ -127,6 +127,8 @@ class MachinePool:
             async with asyncio.timeout(self._handshake_s * _BOOTS_FOR_ONE):
                 return await taker.link
         except TimeoutError:
+            if taker.link.done() and not taker.link.cancelled():  # at the last moment
+                return taker.link.result()
             raise self._empty() from None
         except asyncio.CancelledError:
             if taker.link.done() and not taker.link.cancelled() and taker.link.exception() is None:

@@ -66,10 +66,14 @@ def test_of_a_group_the_telling_one_is_reported() -> None:
     assert report(ExceptionGroup("outer", [ValueError("x")]))[0] == 1
 
 
-def test_of_a_console_the_last_line_is_enough() -> None:
-    error = nex_errors.MachineError("the machine ended", console="Traceback\n  File x\nOSError: no room\n")
+def test_of_a_console_the_last_lines_are_enough() -> None:
+    error = nex_errors.MachineError("the machine ended", console="\nOSError: no room\n")
     assert report(error) == (1, "nex: the machine ended; it printed last: OSError: no room\n")
-    assert "File x" in report(error, debug=True)[1]
+    error = nex_errors.MachineError("the machine ended", console="\n".join(f"line  {n}" for n in range(20)))
+    text = report(error)[1]
+    assert text.startswith("nex: the machine ended; it printed last: \n  line 12\n  line 13\n")
+    assert text.endswith("\n  line 19\n")
+    assert "line  0" in report(error, debug=True)[1]
 
 
 def test_interruption_is_silent() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nex.drivers.base import ImageOptions, Resources
 from nex.errors import ConfigError, Problem
 from nex.node.config import KEYS, NodeConfig, resolve
 
@@ -257,3 +259,74 @@ def test_no_tree_makes_it_fail_otherwise(tree: object) -> None:
     else:
         found = (Problem("none", "", config.name),)
     assert found
+
+
+def test_machines_have_bounds_that_nobody_named() -> None:
+    config = made(environ={"XDG_DATA_HOME": "/data"}, flags={"machine_template.memsize_mib": 512})
+
+    template = config.machine_template
+    assert (template.vcpu_count, template.memory_mib, template.pids, template.disk_mib) == (1, 512, 1024, 256)
+    assert config.images == ImageOptions(store=Path("/data/nex/images"))
+    assert config.agent_handshake_timeout_ms is None
+
+
+def test_what_machines_are_made_of_is_configured_as_in_0_2(tmp_path: Path) -> None:
+    bucket = {"size": 1000, "refill_time": 100, "one_time_burst": None}
+    tree = {
+        "kernel_filepath": "/guests/vmlinux",
+        "rootfs_filepath": "/guests/rootfs.ext4",
+        "default_resource_dir": "/guests",
+        "rate_limiters": {"bandwidth": bucket | {"one_time_burst": 5}, "iops": bucket},
+        "machine_template": {"vcpu_count": 0.5, "pids": 64, "disk_mib": 32},
+    }
+
+    config = made(tree, tmp_path=tmp_path)
+
+    guests = Path("/guests")
+    assert config.images == ImageOptions(store=guests, kernel=guests / "vmlinux", rootfs=guests / "rootfs.ext4")
+    plain = {"size": 1000, "refill_time": 100}
+    assert config.rate_limiters == {"bandwidth": plain | {"one_time_burst": 5}, "iops": plain}
+    assert config.machine_template == Resources(vcpu_count=0.5, memory_mib=256, pids=64, disk_mib=32)
+    assert config.unused == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("driver", "zzz", "there are: auto, .*process"),
+        ("workload_types", ["native", "oci"], "no provider .* native, v8, wasm"),
+        ("rate_limiters", {"bandwidth": {"size": 0, "refill_time": 1}}, "size"),
+        ("rate_limiters", {"bandwidth": {"size": 1}}, "refill_time"),
+        ("rate_limiters", {"ops": {"size": 1, "refill_time": 1}}, "ops"),
+        ("rate_limiters", "{", "JSON"),
+        ("rate_limiters", [], "table"),
+        ("machine_template", {"vcpu_count": 0}, "between 0.01 and 256"),
+        ("machine_template", {"vcpu_count": float("nan")}, "between"),
+        ("machine_template", {"vcpu_count": True}, "number"),
+        ("machine_template", {"vcpu_count": "half"}, "number"),
+        ("machine_template", {"pids": 0}, "between"),
+        ("kernel_filepath", "/guests/vmlinux", "rootfs_filepath"),
+        ("rootfs_filepath", "/guests/rootfs", "kernel_filepath"),
+        ("driver_options", {"accel": "tcg"}, "one table for each driver"),
+        ("driver_options", {"process": 1}, "table of that driver"),
+    ],
+)
+def test_what_machines_cannot_be_made_of_is_told(tmp_path: Path, key: str, value: object, text: str) -> None:
+    (problem,) = problems(tmp_path, {key: value})
+
+    assert problem.key.partition(".")[0] == key
+    assert re.search(text, problem.text)
+
+
+def test_everything_that_is_wrong_with_machines_is_told_at_once(tmp_path: Path) -> None:
+    tree = {"driver": "zzz", "workload_types": ["oci"], "rate_limiters": 1, "rootfs_filepath": "/x"}
+
+    assert {problem.key for problem in problems(tmp_path, tree)} == set(tree)
+
+
+def test_another_default_is_one_and_no_more(tmp_path: Path) -> None:
+    file = written(tmp_path, {"driver": None})
+    rest: dict[str, Any] = {"flags": {"name": "one"}, "defaults": {"driver": "process"}}
+
+    assert resolve(file=file, environ={}, **rest).driver == "process"
+    assert resolve(file=file, environ={"NEX_DRIVER": "auto"}, **rest).driver == "auto"

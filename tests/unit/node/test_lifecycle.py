@@ -44,7 +44,7 @@ BAD = Exit(3)
 EVENTS: st.SearchStrategy[Event] = st.one_of(
     st.builds(Started),
     st.builds(Failed, st.text()),
-    st.builds(Exited, st.builds(Exit, st.integers(-1, 255)), st.floats(0, 1e6)),
+    st.builds(Exited, st.builds(Exit, st.integers(-1, 255)), st.floats(0, 1e6), st.sampled_from(["", "a limit"])),
     st.builds(MachineLost, st.floats(0, 1e6), st.booleans()),
     st.builds(StopWanted, st.booleans()),
     st.builds(Stopped, st.builds(Exit, st.integers(-1, 255))),
@@ -184,3 +184,25 @@ def test_whatever_happens(function: bool, essential: bool, insistent: bool, even
             assert not commands
     assert forgotten == (state.phase is Phase.GONE), "forgotten exactly once, at the end"
     assert state.phase is not Phase.GONE or not announced
+
+
+def test_a_limit_ends_a_workload_as_an_exit_and_is_announced() -> None:
+    over = Exited(Exit(-1, 9), 1.0, "memory limit of 128 MiB exceeded")
+
+    gone, commands = run(SERVICE, over)
+    assert gone.phase is Phase.GONE
+    assert commands == [Release(), Announce(Exit(-1, 9), over.reason), Forget(keep=False)]
+    for state in (ESSENTIAL, FUNCTION):
+        waiting, commands = run(state, over, Timer())
+        assert waiting.phase is Phase.STARTING
+        assert commands == [Release(), Announce(Exit(-1, 9), over.reason), Wait(backoff_s(0)), Launch()]
+
+
+def test_even_a_good_exit_code_hides_no_limit() -> None:
+    state, _ = run(ESSENTIAL, Exited(CLEAN, 1.0, "pids limit of 10 exceeded"))
+    assert state.phase is Phase.WAITING
+
+
+def test_a_limit_is_announced_of_a_workload_that_is_being_stopped() -> None:
+    _, commands = run(SERVICE, StopWanted(), Exited(Exit(-1, 9), 1.0, "a limit"))
+    assert Announce(Exit(-1, 9), "a limit") in commands

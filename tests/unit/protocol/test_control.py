@@ -173,6 +173,10 @@ def test_our_own_fields_are_optional_and_bounded() -> None:
     request = DeployRequest.decode(golden.DEPLOY[:-1] + b',"timeout_ms":250,"memory_mib":64,"parallel":4}')
     assert (request.timeout_ms, request.memory_mib, request.parallel) == (250, 64, 4)
     assert request.encode().endswith(b'"timeout_ms":250,"memory_mib":64,"parallel":4}')
+    share = b',"cpus":2,"total_memory_mib":128,"pids":64,"disk_mib":32}'
+    request = DeployRequest.decode(golden.DEPLOY[:-1] + share)
+    assert (request.cpus, request.total_memory_mib, request.pids, request.disk_mib) == (2.0, 128, 64, 32)
+    assert request.encode().endswith(share.replace(b":2,", b":2.0,"))
     for wrong in (b"-1", b"1.5", b'"4"', b"4294967296", b"true"):
         with pytest.raises(MessageError, match=r"\$\.parallel"):
             DeployRequest.decode(golden.DEPLOY[:-1] + b',"parallel":' + wrong + b"}")
@@ -183,6 +187,8 @@ def test_our_own_fields_of_a_machine_are_left_out_when_unknown() -> None:
     assert b"driver" not in machine.encode()
     told = Machine(id="i", workload=MachineWorkload(name="n"), driver="process", cpu_seconds=0.0, memory_bytes=0)
     assert told.encode().endswith(b'"driver":"process","cpu_seconds":0.0,"memory_bytes":0}')
+    told = Machine(id="i", workload=MachineWorkload(name="n"), received_bytes=0, sent_bytes=1)
+    assert told.encode().endswith(b'"received_bytes":0,"sent_bytes":1}')
     assert Machine.decode(told.encode()) == told
 
 
