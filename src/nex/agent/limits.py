@@ -28,6 +28,7 @@ _PIDS = 1024
 """Most processes and threads of a workload that says nothing of them."""
 _WRITABLE = (Path("/tmp"), Path("/dev/shm"))  # noqa: S108 - the machine's own, beside the folder of the workload
 _REMOUNT = 32
+_RIGHTS = 15  # read-only, no set-user-ID, no devices, no programs: the same numbers when asked and when set
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -116,11 +117,8 @@ class _Disk:
         wanted = self._before_bytes + most_bytes
         if wanted >= now.f_blocks * now.f_frsize:
             return
-        options = f"size={wanted}".encode()
-        if (
-            _libc.mount(b"tmpfs", os.fsencode(self._path), b"tmpfs", ctypes.c_ulong(_REMOUNT | now.f_flag), options)
-            != 0
-        ):
+        flags = ctypes.c_ulong(_REMOUNT | now.f_flag & _RIGHTS)
+        if _libc.mount(b"tmpfs", os.fsencode(self._path), b"tmpfs", flags, f"size={wanted}".encode()) != 0:
             # In a sandbox: then it is only noticed, not refused, that more is written.
             _log.debug("disk_not_resized", os.strerror(ctypes.get_errno()), path=str(self._path))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest_asyncio
 
 from nex.drivers.base import Driver, DriverContext, Handle, Health, Machine
 from nex.errors import MachineError
+from nex.testing.limits_contract import LimitsContract
 from nex.testing.plane import Plane
 from nex.testing.plane import plane as running_plane
 
@@ -39,8 +40,8 @@ def secrets_in_sight(*secrets: str) -> list[str]:
     return found
 
 
-class DriverContract(ABC):
-    """The tests. Give the fixture ``driver_type``, the class under test, and `end_agent`."""
+class DriverContract(LimitsContract):
+    """The tests, those of limits included. Give the fixture ``driver_type``, the class under test, and `end_agent`."""
 
     @pytest.fixture
     def config(self) -> dict[str, Any]:

@@ -1,0 +1,125 @@
+"""A program that takes more than its share of one thing, for tests of limits. Built by the compiler of the examples."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+__all__ = ["build_hog"]
+
+_ROOT = Path(__file__).parents[3]
+_SOURCE = r"""
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+static char *volatile kept; /* or the compiler finds that nobody needs the memory */
+
+static void say(const char *text) {
+    puts(text);
+    fflush(stdout);
+}
+
+static double seconds(clockid_t clock) {
+    struct timespec now;
+    clock_gettime(clock, &now);
+    return now.tv_sec + now.tv_nsec / 1e9;
+}
+
+static void take_memory(void) {
+    for (;;) {
+        char *piece = malloc(1 << 20);
+        if (piece == NULL) exit(3);
+        memset(piece, 1, 1 << 20);
+        kept = piece;
+    }
+}
+
+static void take_processes(void) {
+    for (;;) {
+        pid_t pid = fork();
+        if (pid < 0) break;
+        if (pid == 0) for (;;) pause();
+    }
+}
+
+static void take_disk(void) {
+    char piece[65536];
+    memset(piece, 1, sizeof piece);
+    int file = open("hog", O_WRONLY | O_CREAT, 0600);
+    while (file >= 0 && write(file, piece, sizeof piece) > 0) continue;
+}
+
+/* For that many seconds, in two processes; says how much CPU time this one got. */
+static void take_cpu(double wanted) {
+    fork();
+    double end = seconds(CLOCK_MONOTONIC) + wanted;
+    while (seconds(CLOCK_MONOTONIC) < end) continue;
+    printf("cpu %.3f\n", seconds(CLOCK_PROCESS_CPUTIME_ID));
+    fflush(stdout);
+}
+
+int main(int argc, char **argv) {
+    const char *what = argc > 1 ? argv[1] : "";
+    say("started");
+    if (strcmp(what, "memory") == 0) take_memory();
+    if (strcmp(what, "child's memory") == 0 && fork() == 0) take_memory();
+    if (strcmp(what, "processes") == 0) take_processes();
+    if (strcmp(what, "disk") == 0) take_disk();
+    if (strcmp(what, "cpu") == 0) take_cpu(atof(argv[2]));
+    for (;;) pause(); /* whoever took too much is to be ended, not to end */
+}
+"""
+
+
+@cache
+def build_hog() -> Path:
+    """The hog as a static executable. Its first argument says what it takes.
+
+    ``memory``, ``child's memory`` (and stays itself), ``processes``, ``disk``, or ``cpu`` for as many seconds as the
+    second argument says; anything else is nothing. It says ``started`` first, and never ends by itself.
+
+    Raises:
+        RuntimeError: it cannot be built; the text holds what the compiler printed.
+    """
+    digest = sha256(_SOURCE.encode()).hexdigest()[:12]
+    result = _ROOT / "build" / "tests" / f"hog-{digest}"
+    if not result.exists():
+        result.parent.mkdir(parents=True, exist_ok=True)
+        source, part = result.with_suffix(f".{os.getpid()}.c"), result.with_suffix(f".{os.getpid()}")
+        source.write_text(_SOURCE)
+        cache_folder = _ROOT / ".cache"
+        zig = {
+            "ZIG_GLOBAL_CACHE_DIR": str(cache_folder / "zig"),
+            "ZIG_LOCAL_CACHE_DIR": str(cache_folder / "zig-local"),
+        }
+        target = f"{platform.machine()}-linux-musl"
+        flags: list[str | Path] = [
+            "-target",
+            target,
+            "-static",
+            "-O2",
+            "-s",
+            "-o",
+            part,
+        ]  # those of the examples: one C library for all
+        done = subprocess.run(
+            [sys.executable, "-m", "ziglang", "cc", *flags, source],
+            env={**os.environ, **zig},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        source.unlink()
+        if done.returncode != 0:
+            raise RuntimeError(f"the hog cannot be built:\n{done.stderr}")
+        part.replace(result)
+    return result
