@@ -88,6 +88,7 @@ def internet(addresses: Iterable[str]) -> Generator[Path]:
         inside = os.open(path, os.O_RDONLY)
         host.link("add", ifname="wan", kind="veth", peer={"ifname": "wan", "net_ns_fd": inside})
         os.close(inside)
+        Path("/proc/sys/net/ipv6/conf/wan/disable_ipv6").write_text("1")  # its own addresses come with a delay
         wan = _up(host, "wan", f"{HOST}/24")
         host.route("add", dst="0.0.0.0/0", gateway=INTERNET)
 

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncGenerator, Generator
@@ -50,29 +51,28 @@ pytestmark = pytest.mark.skipif(
 
 NO_WAY = r"No route to host|refused|unreachable"
 USER = (64001, 64001)
+MACHINES = [f"machine-{number}-of-{os.getpid()}" for number in range(12)]
+ONE, TWO = MACHINES[:2]
 PUBLIC, OTHER, PRIVATE, RESOLVER = "20.1.0.1", "20.1.0.2", "10.20.0.1", "10.20.0.53"
 
 
-def _state() -> str:
+def _state() -> list[str]:
     """Everything of a host that a machine's network changes."""
-    commands = ["ip -br link", "ip addr", "ip route show table all", "nft list ruleset", "sysctl -a --pattern ^net"]
+    commands = ["ip -o -4 addr", "ip route show table all", "nft list ruleset", "sysctl -a --pattern ^net"]
     shown = [subprocess.run(command.split(), capture_output=True, check=True, text=True).stdout for command in commands]
-    names = sorted(str(path) for path in Path("/run/netns").glob("nex-*"))
-    return "\n".join(line for line in [*shown, *names] if "valid_lft" not in line)
+    links = [name for _, name in socket.if_nameindex()]
+    names = [str(Names.of(machine).namespace) for machine in MACHINES if Names.of(machine).namespace.exists()]
+    lines = [*"".join(shown).splitlines(), *links, *names]
+    return [line for line in lines if "netns_ok" not in line and "nf_conntrack_count" not in line]
 
 
 @pytest.fixture
 def world() -> Generator[Path]:
     """A host of the test's own and an Internet with three addresses and clouds' metadata; nothing may be left."""
     with a_host_of_our_own(), internet([PUBLIC, OTHER, PRIVATE, RESOLVER, METADATA]) as place:
-        before = _stable(_state())
+        before = _state()
         yield place
-        assert _stable(_state()) == before
-
-
-def _stable(state: str) -> list[str]:
-    """Without the lines that change by themselves."""
-    return [line for line in state.splitlines() if "netns_ok" not in line and "nf_conntrack_count" not in line]
+        assert _state() == before
 
 
 def _options(*allow: str, **more: Any) -> NetworkOptions:
@@ -91,7 +91,7 @@ async def _network(options: NetworkOptions, **more: Any) -> AsyncGenerator[Netwo
 @contextlib.asynccontextmanager
 async def _machine(options: NetworkOptions, **more: Any) -> AsyncGenerator[tuple[Network, Guest]]:
     """A network and one machine in it with a guest."""
-    async with _network(options, **more) as network, guest(await network.open("one", user=USER)) as one:
+    async with _network(options, **more) as network, guest(await network.open(ONE, user=USER)) as one:
         yield network, one
 
 
@@ -117,11 +117,11 @@ async def test_what_is_allowed_is_reached_with_the_hosts_address_and_nothing_els
 async def test_much_passes_both_ways(servers: None) -> None:
     async with _machine(_options(f"{PUBLIC}:443")) as (network, one):
         await one.call(PUBLIC, 443, os.urandom(1 << 20))
-        received, sent = await network.counters("one")
+        received, sent = await network.counters(ONE)
         assert 1 << 20 < received < 3 << 20
         assert 1 << 20 < sent < 3 << 20
     with pytest.raises(MachineError, match="no network"):
-        await network.counters("one")
+        await network.counters(ONE)
 
 
 async def test_the_whole_internet_is_neither_the_private_part_nor_the_host(servers: None) -> None:
@@ -136,7 +136,7 @@ async def test_the_whole_internet_is_neither_the_private_part_nor_the_host(serve
 async def test_private_addresses_and_the_host_open_by_name(servers: None) -> None:
     async with _machine(_options("10.20.0.0/16:443", f"{HOST}:4222")) as (network, one):
         await one.call(PRIVATE, 443)
-        assert await one.call(HOST, 4222) == str(next(Names.of("one").addresses(network.options.subnet)))
+        assert await one.call(HOST, 4222) == str(next(Names.of(ONE).addresses(network.options.subnet)))
         for address, port in ((PRIVATE, 80), (PUBLIC, 443), (METADATA, 443)):
             with pytest.raises(ConnectionRefusedError):
                 await one.call(address, port)
@@ -151,7 +151,7 @@ async def test_a_network_around_the_host_does_not_open_the_host(servers: None) -
 
 async def test_an_empty_list_is_no_way_out_at_all(world: Path, servers: None) -> None:
     async with _network(_options()) as network, udp_server(world, RESOLVER, 53) as resolver:
-        attachment = await network.open("one", user=USER)
+        attachment = await network.open(ONE, user=USER)
         assert attachment.dns == ()
         async with guest(attachment) as one:
             with pytest.raises(ConnectionRefusedError):
@@ -166,7 +166,7 @@ async def test_names_come_from_the_resolver_alone(world: Path) -> None:
         network = await stack.enter_async_context(_network(_options(f"{PUBLIC}:443")))
         for address in (RESOLVER, PUBLIC):
             await stack.enter_async_context(udp_server(world, address, 53, partial(dns_answer, address=PUBLIC)))
-        attachment = await network.open("one", user=USER)
+        attachment = await network.open(ONE, user=USER)
         assert attachment.dns == (RESOLVER,)
         one = await stack.enter_async_context(guest(attachment))
         answer = await one.ask(RESOLVER, 53, dns_question("example.com"))
@@ -177,7 +177,7 @@ async def test_names_come_from_the_resolver_alone(world: Path) -> None:
 
 async def test_false_senders_are_dropped(world: Path) -> None:
     async with _network(_options(f"{PUBLIC}:7/udp")) as network, udp_server(world, PUBLIC, 7) as inbox:
-        attachment = await network.open("one", user=USER)
+        attachment = await network.open(ONE, user=USER)
         async with guest(attachment) as one:
             for forged in ({"source": "100.96.0.1"}, {"source": OTHER}, {"source": HOST}, {"mac": "02:00:00:00:00:09"}):
                 one.send_frame(udp_frame(attachment, PUBLIC, b"forged", **forged))
@@ -189,9 +189,9 @@ async def test_false_senders_are_dropped(world: Path) -> None:
 
 async def test_nothing_of_ipv6_leaves(world: Path) -> None:
     async with _network(_options("0.0.0.0/0", f"{PUBLIC}:7/udp")) as network:
-        attachment = await network.open("one", user=USER)
+        attachment = await network.open(ONE, user=USER)
         assert namespaces.run_in(attachment.netns, _ipv6_addresses) == ""
-        assert Names.of("one").link not in _ipv6_addresses()
+        assert Names.of(ONE).link not in _ipv6_addresses()
 
 
 def _ipv6_addresses() -> str:
@@ -201,11 +201,11 @@ def _ipv6_addresses() -> str:
 async def test_machines_do_not_reach_one_another(world: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         network = await stack.enter_async_context(_network(_options("0.0.0.0/0", "100.64.0.0/10", f"{PUBLIC}:7/udp")))
-        one = await stack.enter_async_context(guest(await network.open("one", user=USER), "one"))
-        two = await stack.enter_async_context(guest(await network.open("two", user=USER), "two"))
+        one = await stack.enter_async_context(guest(await network.open(ONE, user=USER), "one"))
+        two = await stack.enter_async_context(guest(await network.open(TWO, user=USER), "two"))
         inbox = await stack.enter_async_context(udp_server(two.place, ANY, 7))
         public = await stack.enter_async_context(udp_server(world, PUBLIC, 7))
-        address = str(next(Names.of("two").addresses(network.options.subnet)))
+        address = str(next(Names.of(TWO).addresses(network.options.subnet)))
         with pytest.raises(OSError, match=NO_WAY):
             await one.ask(address, 7, b"hello")
         await one.ask(PUBLIC, 7, b"the way out works")
@@ -216,10 +216,10 @@ async def test_machines_do_not_reach_one_another(world: Path) -> None:
 async def test_nobody_outside_reaches_a_machine(world: Path) -> None:
     async with contextlib.AsyncExitStack() as stack:
         network = await stack.enter_async_context(_network(_options(f"{PUBLIC}:7/udp")))
-        one = await stack.enter_async_context(guest(await network.open("one", user=USER)))
+        one = await stack.enter_async_context(guest(await network.open(ONE, user=USER)))
         inbox = await stack.enter_async_context(udp_server(one.place, ANY, 4000))
         sender = await stack.enter_async_context(udp_server(world, PUBLIC, 7))
-        address = str(next(Names.of("one").addresses(network.options.subnet)))
+        address = str(next(Names.of(ONE).addresses(network.options.subnet)))
         await asyncio.to_thread(namespaces.run_in, world, lambda: _route(address))
         sender.transport.sendto(b"unasked", (address, 4000))
         assert await one.ask(PUBLIC, 7, b"asked") == b"asked"
@@ -264,7 +264,7 @@ async def test_who_flushes_the_hosts_firewall_opens_nothing_and_it_comes_back(se
         await network.renew()
         assert await one.call(PUBLIC, 443) == HOST
         await nft.apply("flush ruleset\n")
-        async with guest(await network.open("two", user=USER), "two") as two:
+        async with guest(await network.open(TWO, user=USER), "two") as two:
             assert await two.call(PUBLIC, 443) == HOST
 
 
@@ -272,16 +272,16 @@ async def test_other_tables_are_left_alone(world: Path) -> None:
     await nft.apply("add table ip others\nadd chain ip others here\nadd rule ip others here counter drop\n")
     before = _state()
     async with _network(_options(PUBLIC)) as network:
-        await network.open("one", user=USER)
-        await network.open("two", user=USER)
-    assert _stable(_state()) == _stable(before)
+        await network.open(ONE, user=USER)
+        await network.open(TWO, user=USER)
+    assert _state() == before
     await nft.apply("delete table ip others\n")
 
 
 @pytest.mark.parametrize(("uid", "code"), [(USER[0], 0), (USER[0] + 1, errno.EPERM)])
 async def test_only_its_user_may_open_a_tap(world: Path, uid: int, code: int) -> None:
     async with _network(_options()) as network:
-        attachment = await network.open("one", user=USER)
+        attachment = await network.open(ONE, user=USER)
         fd = namespaces.run_in(attachment.netns, open_tun)
 
         def monitor() -> None:
@@ -299,14 +299,14 @@ async def test_a_second_network_of_the_same_machine_is_refused_and_harms_nothing
     async with _machine(_options(f"{PUBLIC}:443")) as (network, one), _network(_options()) as other:
         for again in (network, other):
             with pytest.raises(MachineError, match="exists already"):
-                await again.open("one", user=USER)
+                await again.open(ONE, user=USER)
         await one.call(PUBLIC, 443)
 
 
 async def test_what_a_killed_node_left_is_found_by_the_machines_id(world: Path) -> None:
     async def open_both() -> None:
         dead = Network(_options(PUBLIC))
-        for machine in ("one", "two"):
+        for machine in (ONE, TWO):
             await dead.open(machine, user=USER)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -315,18 +315,19 @@ async def test_what_a_killed_node_left_is_found_by_the_machines_id(world: Path) 
     async with _network(_options()) as network:
         assert await nft.machines() == 2
         with pytest.raises(MachineError, match="reclaim what an earlier run left"):
-            await network.open("one", user=USER)
-        for machine in ("one", "one", "never was", "two"):
+            await network.open(ONE, user=USER)
+        for machine in (ONE, ONE, "never was", TWO):
             await network.reclaim(machine)
-        assert (await network.open("one", user=USER)).dns == ()
+        assert (await network.open(ONE, user=USER)).dns == ()
 
 
 async def test_two_nodes_share_the_pool_and_the_table(servers: None) -> None:
     small = {"subnet": "100.96.0.0/28"}
     async with _network(_options(f"{PUBLIC}:443", **small)) as one, _network(_options(f"{OTHER}:443", **small)) as two:
-        opened = await asyncio.gather(*((one, two)[i % 2].open(f"m{i}", user=USER) for i in range(11)))
+        *eleven, twelfth = MACHINES
+        opened = await asyncio.gather(*((one, two)[i % 2].open(m, user=USER) for i, m in enumerate(eleven)))
         with pytest.raises(MachineError, match=r"every address of 100\.96\.0\.0/28 is taken"):
-            await one.open("m11", user=USER)
+            await one.open(twelfth, user=USER)
         async with guest(opened[0], "first") as first, guest(opened[1], "second") as second:
             await first.call(PUBLIC, 443)
             await second.call(OTHER, 443)
@@ -346,7 +347,7 @@ async def test_whatever_fails_on_the_way_leaves_nothing(
     monkeypatch.setattr(links, {"build": "_claim", "connect": "_make_tap"}[step], fail)
     async with _network(_options(PUBLIC)) as network:
         with pytest.raises(MachineError, match="No space left on device"):
-            await network.open("one", user=USER)
+            await network.open(ONE, user=USER)
 
 
 async def test_a_refusal_of_the_firewall_leaves_nothing(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -354,7 +355,7 @@ async def test_a_refusal_of_the_firewall_leaves_nothing(world: Path, monkeypatch
     monkeypatch.setattr(nft, "_ENV", {"PATH": ""})
     async with _network(_options(PUBLIC)) as network:
         with pytest.raises(MachineError, match=r"cannot run nsenter: .*install nftables and util-linux"):
-            await network.open("one", user=USER)
+            await network.open(ONE, user=USER)
 
 
 @pytest.mark.parametrize("step", ["own_addresses", "build", "connect", "first apply", "second apply"])
@@ -379,21 +380,21 @@ async def test_a_cancelled_start_leaves_nothing(world: Path, step: str, monkeypa
                 return work(*args)
 
             monkeypatch.setattr(links, step, cancelled_work)
-        opening = tasks.create_task(network.open("one", user=USER))
+        opening = tasks.create_task(network.open(ONE, user=USER))
         await asyncio.wait([opening])
         assert opening.cancelled()
 
 
 async def test_a_cancelled_end_goes_on_to_its_end(world: Path) -> None:
     async with _network(_options(PUBLIC)) as network, asyncio.TaskGroup() as tasks:
-        await network.open("one", user=USER)
-        closing = tasks.create_task(network.close("one"))
+        await network.open(ONE, user=USER)
+        closing = tasks.create_task(network.close(ONE))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         closing.cancel()
         await asyncio.wait([closing])
         assert closing.cancelled()
-        assert not Names.of("one").namespace.exists()
+        assert not Names.of(ONE).namespace.exists()
 
 
 def _forward(value: str) -> None:
