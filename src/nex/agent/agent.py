@@ -160,12 +160,12 @@ async def serve(hello: Hello, place: Place, started_ns: int) -> None:
     async with await connect(hello.credentials, hello.machine_id, name=name, stream=stream) as connection:
         agent = Agent(hello.machine_id, connection, place)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, agent.ended.set)
-        # uvloop gives nobody SIGCHLD. Not at once: between a fork and its `Child`, it would reap the wrong one.
-        signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(reap_adopted))
         tasks = TaskOwner("agent.life", lambda name, error: _log.error("bug", f"{name}: {error!r}", error=error))
         try:
             await agent.open(started_ns)
+            loop.add_signal_handler(signal.SIGTERM, agent.ended.set)
+            # uvloop gives nobody SIGCHLD. Not at once: between a fork and its `Child`, it would reap the wrong one.
+            signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(reap_adopted))
             closed = tasks.start(connection.wait_closed(), name="closed")
             closed.add_done_callback(lambda _: agent.ended.set())
             await agent.ended.wait()

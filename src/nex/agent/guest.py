@@ -3,20 +3,24 @@
 It makes the machine a place to live in, gets everything ready that is the same in every machine, opens its streams,
 and waits there for the hello: this is where a machine may be snapshotted and cloned. The hello makes it somebody, and
 it is an agent until its stream ends; then the machine does. What goes wrong is on the console.
+
+The kernel's command line may say: ``nex.disk_mib=<n>``, what its workload may write; ``nex.net=<address>/<prefix>,
+<gateway>,<resolver>,…``; ``nex.spare=0``, not to start what workloads need before there is one (a machine that boots
+for one workload is there sooner).
 """
 
 from __future__ import annotations
 
 import gc
 import traceback
-from pathlib import Path
+from collections.abc import Mapping
 from typing import NoReturn
 
 from nex.agent import interfaces, kernel, mounts
 from nex.agent.agent import live
 from nex.agent.place import Place
 from nex.agent.ports import open_channels
-from nex.agent.warm import prepare, warm_runner
+from nex.agent.warm import prepare, start_spares, warm_runner
 from nex.processes import Confinement
 from nex.protocol.agent import Hello
 
@@ -25,22 +29,23 @@ __all__ = ["main"]
 _FRAMES = 20
 
 
-def _settle() -> tuple[Path, Confinement]:
-    """Make the machine what it should be; where its agent works, and as whom its workload runs."""
-    mounts.mount_kernel()
-    told = kernel.arguments()
+def _settle(told: Mapping[str, str]) -> Confinement:
+    """Make the machine what it should be; as whom its workload runs."""
     mounts.mount_storage(int(told.get("disk_mib", "0")))
     interfaces.raise_loopback()
     if network := told.get("net"):
         interfaces.bring_up(interfaces.Network.parse(network))
     kernel.harden()
-    return mounts.WORK_FOLDER, mounts.confine()
+    return mounts.confine()
 
 
 def _live() -> int:
     kernel.hold_standard_files()
-    folder, confinement = _settle()
+    mounts.mount_kernel()
+    told = kernel.arguments()
+    confinement = _settle(told)
     prepare()
+    spares = () if told.get("spare") == "0" else start_spares(confinement)
     runner = warm_runner()
     gc.collect()
     gc.freeze()
@@ -51,7 +56,7 @@ def _live() -> int:
         kernel.renew(hello)
         return hello
 
-    return live(read, Place(folder, channels, confinement), runner)
+    return live(read, Place(mounts.WORK_FOLDER, channels, confinement, spares), runner)
 
 
 def main() -> NoReturn:

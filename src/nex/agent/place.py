@@ -7,6 +7,7 @@ from pathlib import Path
 
 from nex.agent.channels import Channels
 from nex.processes import Confinement
+from nex.providers.base import Provider
 
 __all__ = ["Place"]
 
@@ -19,8 +20,10 @@ class Place:
         folder: private to the machine and empty; the workload's own user, if it has one, can pass through it.
         channels: the streams to the node; None where the agent connects to the node's address itself.
         confinement: how processes that run the workload's code are started.
+        spares: the providers that have something started for a workload that may come.
     """
 
     folder: Path
     channels: Channels | None = None
     confinement: Confinement = field(default_factory=Confinement)
+    spares: tuple[type[Provider], ...] = ()

@@ -19,14 +19,16 @@ from nex.agent.agent import Agent, new_runner
 from nex.agent.channels import Channels
 from nex.agent.link import connect
 from nex.agent.place import Place
-from nex.errors import MessageError
+from nex.errors import MessageError, NexError
+from nex.processes import Confinement
 from nex.protocol.agent import Credentials, Hello
 from nex.protocol.base import Message
 from nex.protocol.channel import KNOCK, frame_hello
 from nex.providers import registry
+from nex.providers.base import Provider
 from nex.security.keys import SigningKey
 
-__all__ = ["prepare", "warm_runner"]
+__all__ = ["prepare", "start_spares", "warm_runner"]
 
 _ID: Final = "rehearsal"
 _INFO: Final = {"server_id": "", "version": "2", "headers": True, "max_payload": 1 << 20, "proto": 1, "nonce": "0"}
@@ -42,6 +44,19 @@ def prepare() -> None:
     for message in Message.__subclasses__():
         with contextlib.suppress(MessageError):
             message.decode(b"{}")  # the first time, the types of its fields are found out
+
+
+def start_spares(confinement: Confinement) -> tuple[type[Provider], ...]:
+    """Start what workloads of any type need first, for those providers that have such a thing."""
+    started: list[type[Provider]] = []
+    for kind in registry.available():
+        try:
+            provider = registry.load(kind)
+            provider.start_spare(confinement)
+            started.append(provider)
+        except NexError as error:  # workloads start without it
+            print(f"agent: there is no spare for {kind}: {error}", file=sys.stderr)  # noqa: T201
+    return tuple(started)
 
 
 def warm_runner() -> asyncio.Runner:

@@ -73,6 +73,9 @@ class Work:
         """
         try:
             kind = registry.load(request.type)
+            for other in self._place.spares:
+                if other is not kind:
+                    await other.drop_spare()
             artifact = self._place.folder / "artifact"
             await fetch(self._connection, self._machine_id, digest=request.digest, size=request.size, into=artifact)
             self._provider = kind(self._workload(request, artifact), self._output.log)
