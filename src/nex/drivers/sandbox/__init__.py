@@ -1,0 +1,1 @@
+"""Machines that are sandboxes of this host's kernel: namespaces, Landlock, seccomp, control groups."""

@@ -1,0 +1,221 @@
+"""Starts sandboxes: bubblewrap, the first process in it, and what both print."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import platform
+import resource
+import select
+import signal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from nex.drivers.sandbox.bubblewrap import Entry, Sandbox, arguments, entries_of
+from nex.drivers.sandbox.seccomp import filter_program
+from nex.drivers.sandbox.tree import SharedTree
+from nex.errors import MachineError
+from nex.processes import Child, Exit, LineReader, children_of
+
+__all__ = ["First", "Launched", "Launcher", "Order"]
+
+_START_TIMEOUT_S: Final = 20.0
+_KILL_TIMEOUT_S: Final = 10.0
+_FILES: Final = 4096
+_GONE: Final = -1
+_SIGNALLED: Final = 128  # bubblewrap says that the first process died of a signal by adding this to its number
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A sandbox to start.
+
+    Attributes:
+        command: the first process in it.
+        hostname: what it takes for its host's name.
+        disk_bytes: how much it can write.
+        user: its user and group id; None is ours.
+        cgroups: the folders of its control groups.
+        pass_fds: open files that the first process inherits.
+        pids: how many processes its user may have, where no control group says so; 0 is any number.
+    """
+
+    command: list[str]
+    hostname: str
+    disk_bytes: int
+    user: tuple[int, int] | None = None
+    cgroups: tuple[Path, ...] = ()
+    pass_fds: Sequence[int] = ()
+    pids: int = 0
+
+
+class First:
+    """The first process of a sandbox, seen from the host. All in the sandbox ends with it."""
+
+    def __init__(self, pid: int, started_ticks: int) -> None:
+        self.pid = pid
+        self.started_ticks = started_ticks
+
+    def kill(self, timeout_s: float = _KILL_TIMEOUT_S) -> bool:
+        """KILL it and wait until all that is in the sandbox is gone. Blocks. Whether that is so."""
+        try:
+            fd = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return True
+        try:
+            # Its id may be another's by now. It cannot become another's while this file is open.
+            if _ticks(self.pid) != self.started_ticks:
+                return True
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+            return bool(select.select([fd], [], [], timeout_s)[0])
+        finally:
+            os.close(fd)
+
+
+@dataclass(slots=True)
+class Launched:
+    """A running sandbox.
+
+    Attributes:
+        outer: bubblewrap itself, which waits for the first process.
+        first: the first process.
+        console: reads what both print, until both have ended.
+    """
+
+    outer: Child
+    first: First
+    console: LineReader
+
+    async def wait(self) -> Exit:
+        """Wait until all in the sandbox is gone, and all it printed was read."""
+        how = await self.outer.wait()
+        if not await asyncio.to_thread(self.first.kill):
+            raise MachineError(f"process {self.first.pid} of a sandbox cannot be killed")
+        await self.console.wait()
+        return Exit(-1, how.code - _SIGNALLED) if how.code > _SIGNALLED else how
+
+    def kill(self) -> None:
+        """KILL bubblewrap, and with it the first process. `wait` returns soon."""
+        self.outer.signal(signal.SIGKILL)
+
+
+class Launcher:
+    """Starts sandboxes that show one image's files. `open` it, `close` it.
+
+    Args:
+        files: the image's tree.
+    """
+
+    def __init__(self, files: Path) -> None:
+        self._files = files
+        self._tree = SharedTree(files)
+        self._entries: tuple[Entry, ...] = ()
+        self._filter = b""
+
+    async def open(self) -> None:
+        """Get ready.
+
+        Raises:
+            MachineError: the files cannot be read or shown, or this is no processor that we know.
+        """
+        try:
+            self._filter = filter_program(platform.machine())
+        except ValueError as error:
+            raise MachineError(str(error)) from error
+        self._entries = await asyncio.to_thread(entries_of, self._files)
+        await self._tree.open()
+
+    def close(self) -> None:
+        """Start no more. Running ones go on."""
+        self._tree.close()
+
+    async def launch(self, order: Order, on_line: Callable[[str], None]) -> Launched:
+        """Start a sandbox. ``on_line`` gets what it prints.
+
+        Raises:
+            MachineError: it could not be started; nothing is left of it.
+        """
+        console, printed = os.pipe()
+        told, info = os.pipe()
+        reader = LineReader(console, on_line)
+        answers: list[str] = []
+        answer = LineReader(told, answers.append)
+        try:
+            try:
+                outer = self._spawn(order, info, printed)
+            finally:
+                os.close(info)
+                os.close(printed)
+        except OSError as error:
+            reader.close()
+            answer.close()
+            raise MachineError(f"{error.filename or 'bubblewrap'} cannot be run: {error.strerror}") from error
+        try:
+            async with asyncio.timeout(_START_TIMEOUT_S):
+                await answer.wait()
+                return Launched(outer, await _first(outer, "".join(answers)), reader)
+        except BaseException as error:
+            await outer.kill()
+            answer.close()
+            reader.close()
+            if isinstance(error, TimeoutError):
+                raise MachineError(f"bubblewrap started nothing within {_START_TIMEOUT_S:g} s") from error
+            raise
+
+    def _spawn(self, order: Order, info: int, printed: int) -> Child:
+        filter_fd, writer = os.pipe()
+        os.write(writer, self._filter)  # less than what a pipe holds
+        os.close(writer)
+        sandbox = Sandbox(
+            tree=self._tree.path,
+            entries=self._entries,
+            hostname=order.hostname,
+            disk_bytes=order.disk_bytes,
+            filter_fd=filter_fd,
+            info_fd=info,
+        )
+        limits = {resource.RLIMIT_CORE: 0, resource.RLIMIT_NOFILE: _FILES}
+        if order.pids:
+            limits[resource.RLIMIT_NPROC] = order.pids
+        try:
+            return Child.spawn(
+                arguments(sandbox, order.command),
+                env={},
+                cwd=Path("/"),
+                stdout=printed,
+                stderr=printed,
+                pass_fds=(filter_fd, info, *order.pass_fds),
+                rlimits=limits,
+                confinement=self._tree.confinement(order.user, order.cgroups),
+            )
+        finally:
+            os.close(filter_fd)
+
+
+class _Info(msgspec.Struct):
+    """What bubblewrap tells of a sandbox."""
+
+    child: int = msgspec.field(name="child-pid")
+
+
+async def _first(outer: Child, told: str) -> First:
+    """The first process, which bubblewrap has told of."""
+    try:
+        pid = msgspec.json.decode(told, type=_Info).child
+    except msgspec.DecodeError:
+        raise MachineError(f"bubblewrap has ended with {await outer.wait()}") from None
+    # One that bubblewrap has waited for already is gone, and its id may be anybody's.
+    return First(pid, _ticks(pid) if pid in children_of(outer.pid) else _GONE)
+
+
+def _ticks(pid: int) -> int:
+    """When a process began, also of one that has ended but waits for the end of the others in its sandbox."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    return _GONE
