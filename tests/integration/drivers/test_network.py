@@ -62,7 +62,7 @@ def _state() -> list[str]:
     shown = [subprocess.run(command.split(), capture_output=True, check=True, text=True).stdout for command in commands]
     links = [name for _, name in socket.if_nameindex()]
     names = [str(Names.of(machine).namespace) for machine in MACHINES if Names.of(machine).namespace.exists()]
-    lines = [*"".join(shown).splitlines(), *links, *names]
+    lines = [*"".join(shown).replace(" linkdown", "").splitlines(), *links, *names]  # the kernel says that with a delay
     return [line for line in lines if "netns_ok" not in line and "nf_conntrack_count" not in line]
 
 

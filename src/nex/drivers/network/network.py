@@ -131,12 +131,17 @@ class Network:
         if self._table and not known:
             await self._table.refresh()
         if resolvers is None:
-            resolvers = await self._resolvers()
+            resolvers = await self.resolvers()
         with _as_machine_error("list the host's addresses"):
             own = await in_thread(links.own_addresses)
         return rules.Policy(self.options, resolvers, self._table.addresses(), own)
 
-    async def _resolvers(self) -> tuple[IPv4Address, ...]:
+    async def resolvers(self) -> tuple[IPv4Address, ...]:
+        """Whom a machine that is opened now may ask for names.
+
+        Raises:
+            MachineError: the host's are configured, and there is none that machines could ask.
+        """
         if not self.options.allow:
             return ()
         if self.options.dns is not None:
