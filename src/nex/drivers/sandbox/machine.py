@@ -77,6 +77,7 @@ class SandboxMachine(Machine):
         self._watch: Watch | None = None
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._changing = asyncio.Lock()
+        self._exceeded = ""
         self._started = False
         self._destroyed = False
 
@@ -147,6 +148,7 @@ class SandboxMachine(Machine):
         return "disk" if self._disk.is_full(self.pid) else ""
 
     def _run_into(self, limit: str) -> None:
+        self._exceeded = self._exceeded or limit
         _log.warn("limit_exceeded", f"a machine has run into its limit of {limit}", machine=self.id)
         self.kill()
 
@@ -202,8 +204,9 @@ class SandboxMachine(Machine):
     @property
     def exceeded(self) -> str:
         """As the seam says."""
-        limit = self._bounds.exceeded if self._bounds is not None else ""
-        return limit or self._look_at_disk()
+        if not self._exceeded:
+            self._exceeded = (self._bounds.exceeded if self._bounds is not None else "") or self._look_at_disk()
+        return self._exceeded
 
     async def usage(self) -> Usage:
         """By the control group, else by its processes; what the agent wrote is what the machine sent."""
