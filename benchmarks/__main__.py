@@ -11,9 +11,9 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import deploy, invoke, memory, objects
+from benchmarks import deploy, invoke, machines, memory, objects
 
-_WHAT = ("invoke", "deploy", "memory", "objects")
+_WHAT = ("invoke", "deploy", "memory", "objects", "machines")
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="of load per measurement (3)")
     parser.add_argument("--rounds", type=int, default=3, help="of invoke (3)")
     parser.add_argument("--count", type=int, default=10, help="deploys, and functions in memory (10)")
+    parser.add_argument("--restores", type=int, default=100, help="of machines (100)")
     parser.add_argument("--way", choices=["leaf", "bridge", "both"], default="both", help="how messages reach agents")
     parser.add_argument("--json", type=Path, help="write everything here too")
     asked = parser.parse_args()
@@ -59,6 +60,8 @@ async def _run(what: str, asked: argparse.Namespace, *, leaf: bool) -> list[dict
         return await deploy.run(times=asked.count, leaf=leaf)
     if what == "memory":
         return await memory.run(count=asked.count, leaf=leaf)
+    if what == "machines":
+        return await machines.run(restores=asked.restores, seconds=asked.seconds)
     return await objects.run()
 
 

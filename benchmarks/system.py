@@ -71,14 +71,14 @@ class Platform:
 
 
 @contextlib.asynccontextmanager
-async def platform(*, leaf: bool, pool: int = 4) -> AsyncGenerator[Platform]:
+async def platform(*, leaf: bool, pool: int = 4, driver: str = "process") -> AsyncGenerator[Platform]:
     """Start everything; with ``leaf`` the node's private server joins the public one as a leaf node."""
     async with public_server() as server, contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nex-bench-")))
         connection = await Connection.open(ConnectOptions(servers=(server.client_url,), name="bench"))
         stack.push_async_callback(connection.close)
         client = Client(connection, timeout_s=10.0)
-        node, node_id = await _start_node(server, connection, folder, leaf=leaf, pool=pool)
+        node, node_id = await _start_node(server, connection, folder, driver, leaf=leaf, pool=pool)
         stack.push_async_callback(node.stop, 20.0)
         plain = await nats.connect(server.client_url)
         stack.push_async_callback(plain.close)
@@ -94,10 +94,15 @@ async def platform(*, leaf: bool, pool: int = 4) -> AsyncGenerator[Platform]:
 
 
 async def _start_node(
-    server: NatsServer, connection: Connection, folder: Path, *, leaf: bool, pool: int
+    server: NatsServer, connection: Connection, folder: Path, driver: str, *, leaf: bool, pool: int
 ) -> tuple[Child, str]:
     config = folder / "config.json"
-    keys: dict[str, object] = {"name": "bench", "state_dir": str(folder / "state"), "machine_pool_size": pool}
+    keys: dict[str, object] = {
+        "name": "bench",
+        "state_dir": str(folder / "state"),
+        "machine_pool_size": pool,
+        "driver": driver,
+    }
     if leaf:
         keys["leafnode"] = {"urls": [server.leaf_url.replace("nats://", "nats-leaf://")]}
     config.write_text(json.dumps(keys))
