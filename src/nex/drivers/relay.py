@@ -10,6 +10,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Callable
+from typing import cast
 
 from nex.errors import MachineError
 from nex.protocol.channel import KNOCK, frame_hello
@@ -72,8 +73,7 @@ class _End(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - stream sockets have no other
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # stream sockets have no other; uvloop's is no subclass
 
     def data_received(self, data: bytes) -> None:
         self.take(data)
