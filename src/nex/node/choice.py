@@ -12,7 +12,7 @@ from nex.errors import MachineError, NexError, UsageError
 from nex.node.config import NodeConfig
 from nex.node.keys import AUTO
 
-__all__ = ["FOLDER", "WAYS_OUT", "Candidate", "Choice", "choose", "look", "made"]
+__all__ = ["FOLDER", "WAYS_OUT", "Candidate", "Choice", "choose", "look", "made", "names"]
 
 FOLDER = "driver"
 """In the state folder of a node: below it, each driver has a folder of its own."""
@@ -124,11 +124,15 @@ def _no_isolation(config: NodeConfig, candidate: Candidate) -> str:
     )
 
 
+def names(config: NodeConfig) -> tuple[str, ...]:
+    """The drivers that are looked at."""
+    return registry.names() if config.driver == AUTO else (config.driver,)
+
+
 async def look(config: NodeConfig) -> Choice:
     """Look at the drivers that the configuration allows, all at a time, and choose one."""
-    names = registry.names() if config.driver == AUTO else (config.driver,)
     async with asyncio.TaskGroup() as group:
-        looks = [group.create_task(_look_at(config, name)) for name in names]
+        looks = [group.create_task(_look_at(config, name)) for name in names(config)]
     return choose(config, [one.result() for one in looks])
 
 

@@ -160,6 +160,8 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
 
 async def _driver(config: NodeConfig, state: State) -> Driver:
     """The driver of this node, and in the log why it is that one."""
+    for name in choice.names(config):
+        await asyncio.to_thread(state.subfolder, choice.FOLDER, name)
     chosen = await choice.look(config)
     driver = chosen.driver()
     for one in chosen.candidates:
@@ -170,7 +172,6 @@ async def _driver(config: NodeConfig, state: State) -> Driver:
     if not driver.capabilities.isolates:
         text = f"the driver {driver.name} does not isolate: whatever runs here can do what this node's user can"
         _log.warn("unsafe", text)
-    await asyncio.to_thread(state.subfolder, choice.FOLDER, driver.name)
     return driver
 
 
