@@ -103,7 +103,7 @@ def _try(name: str, where: Mapping[str, Place]) -> str:
         group._make()
         group.set(cpus=0.5, memory_bytes=64 << 20, pids=16)
     except MachineError as error:
-        return str(error)
+        return f"{error}; run nex as root, or in a group of version 2 that is delegated to its user"
     finally:
         with contextlib.suppress(MachineError):
             group.remove()

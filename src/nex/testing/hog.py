@@ -67,6 +67,20 @@ static void take_cpu(double wanted) {
     fflush(stdout);
 }
 
+/* Leaves a process with another's program, in no folder of ours, without a parent, in a session of its own. */
+static void leave(void) {
+    if (fork() != 0) return;
+    setsid();
+    pid_t pid = fork();
+    if (pid != 0) {
+        printf("left %d\n", (int)pid);
+        fflush(stdout);
+        _exit(0);
+    }
+    if (chdir("/") == 0) execl("/bin/sleep", "sleep", "600", (char *)0);
+    _exit(1);
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     say("started");
@@ -74,6 +88,7 @@ int main(int argc, char **argv) {
     if (strcmp(what, "child's memory") == 0 && fork() == 0) take_memory();
     if (strcmp(what, "processes") == 0) take_processes();
     if (strcmp(what, "disk") == 0) take_disk();
+    if (strcmp(what, "leave") == 0) leave();
     if (strcmp(what, "cpu") == 0) take_cpu(atof(argv[2]));
     for (;;) pause(); /* whoever took too much is to be ended, not to end */
 }
@@ -85,7 +100,8 @@ def build_hog() -> Path:
     """The hog as a static executable. Its first argument says what it takes.
 
     ``memory``, ``child's memory`` (and stays itself), ``processes``, ``disk``, or ``cpu`` for as many seconds as the
-    second argument says; anything else is nothing. It says ``started`` first, and never ends by itself.
+    second argument says; with ``leave``, a process that has nothing to do with it any more is left, and its id said;
+    anything else is nothing. It says ``started`` first, and never ends by itself.
 
     Raises:
         RuntimeError: it cannot be built; the text holds what the compiler printed.

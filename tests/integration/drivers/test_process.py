@@ -14,13 +14,16 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from nex.cgroups import Cgroup, available, find
 from nex.drivers import registry
-from nex.drivers.base import DriverContext, Handle
+from nex.drivers.base import DriverContext, Handle, Resources
 from nex.drivers.process import tree
+from nex.drivers.process.bounds import group_prefix
 from nex.drivers.process.driver import ProcessDriver
 from nex.drivers.process.machine import ProcessMachine, remove_folder
 from nex.errors import MachineError, NotFoundError
 from nex.processes import Child, Exit, LineReader, children_of
+from nex.testing.hog import build_hog
 from nex.testing.plane import Plane
 from nex.testing.processes import ended
 
@@ -113,7 +116,7 @@ async def test_a_killed_node_takes_everything_along(tmp_path: Path, obedient_ser
     state = tmp_path / "state"
     reading, writing = os.pipe()
     program = Child.spawn(
-        [sys.executable, NODE, state, obedient_service],
+        [sys.executable, NODE, state, obedient_service, "daemon", "stay"],
         env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=writing,
         stderr=None,
@@ -148,6 +151,124 @@ async def test_a_lost_fork_server_ends_its_machines_and_is_replaced(
     await machine.destroy()
     await ready_machine(driver, node, "m2")
     await node.ping("m2")
+
+
+async def left_behind(node: Plane) -> int:
+    """Have machine m1 run a service that leaves a process of which only the control group knows whose it is."""
+    reply = await node.start("m1", "native", build_hog().read_bytes(), argv=("leave",))
+    assert reply.error is None
+    heard = node.heard("m1")
+    await heard.until(lambda heard: any(text.startswith("left ") for _, text in heard.lines))
+    return next(int(text.split()[1]) for _, text in heard.lines if text.startswith("left "))
+
+
+@pytest.fixture
+def control_groups() -> None:
+    """They are there for this test."""
+    if not available():
+        pytest.skip(f"no control groups: {available().why_not}")
+
+
+async def test_what_lost_all_that_knew_it_is_ended_by_its_control_group(
+    driver: ProcessDriver, node: Plane, control_groups: None
+) -> None:
+    machine = await ready_machine(driver, node)
+    left = await left_behind(node)
+    pids = [fork_server(), machine.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)  # neither is to end anything while the other dies
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        assert (await machine.wait()).code != 0
+    await all_gone([left])
+    await machine.destroy()
+
+
+@pytest.mark.parametrize("how", ["open", "reclaim"])
+async def test_what_lost_its_node_as_well_is_ended_by_the_next(tmp_path: Path, how: str, control_groups: None) -> None:
+    state = tmp_path / "state"
+    reading, writing = os.pipe()
+    program = Child.spawn(
+        [sys.executable, NODE, state, build_hog(), "leave"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=writing,
+        stderr=None,
+    )
+    os.close(writing)
+    lines: asyncio.Queue[str] = asyncio.Queue()
+    reader = LineReader(reading, lines.put_nowait)
+    async with asyncio.timeout(30):
+        told = msgspec.json.decode(await lines.get())
+    [left] = told["left"]
+    below = [pid for pid in tree.descendants(program.pid) if tree.start_ticks(pid)]
+    for sig in (signal.SIGSTOP, signal.SIGKILL):
+        for pid in (program.pid, *(pid for pid in below if pid != left)):
+            os.kill(pid, sig)
+    await program.wait()
+    await reader.wait()
+    assert tree.start_ticks(left), "nobody was there to end it"
+    later = ProcessDriver(DriverContext(state))
+    if how == "open":
+        await later.open()
+    else:
+        await later.reclaim(msgspec.convert(told["handle"], Handle))
+    await all_gone([left])
+    assert list((state / "machines").iterdir()) == []
+    assert find(group_prefix(state / "machines")) == []
+    await later.close()
+
+
+async def test_the_control_group_of_a_machine_goes_with_it(
+    driver: ProcessDriver, node: Plane, control_groups: None
+) -> None:
+    machine = await ready_machine(driver, node)
+    [group] = find(group_prefix(driver.context.state / "machines"))
+    assert group.members() == {machine.pid}
+    await machine.destroy()
+    assert find(group.name) == []
+
+
+async def test_without_control_groups_machines_are_as_before(
+    tmp_path: Path, node: Plane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nex.cgroups.group.found", dict)
+    driver = ProcessDriver(DriverContext(tmp_path / "state"))
+    await driver.open()
+    details = (await driver.fingerprint()).details
+    assert [details[f"limit_{one}"].partition(":")[0] for one in ("cpu", "memory", "pids", "disk")] == ["none"] * 4
+    machine = await ready_machine(driver, node)
+    await machine.restrict(Resources(memory_mib=1))
+    assert (await machine.usage()).memory_bytes > 1024 * 1024
+    assert machine.exceeded == ""
+    await driver.close()
+
+
+async def test_a_control_group_that_cannot_be_made_is_told_and_nothing_left(
+    driver: ProcessDriver, node: Plane, control_groups: None
+) -> None:
+    name = f"{group_prefix(driver.context.state / 'machines')}m1"
+    in_the_way = Cgroup.create(name)
+    machine = driver.create(node.spec("m1"))
+    with pytest.raises(MachineError, match="cannot be made: File exists"):
+        await machine.start()
+    await machine.destroy()
+    in_the_way.remove()
+    assert list((driver.context.state / "machines").iterdir()) == []
+
+
+async def test_an_over_used_machine_is_ended_though_its_fork_server_hangs(
+    driver: ProcessDriver, node: Plane, control_groups: None
+) -> None:
+    machine = await ready_machine(driver, node)
+    server = fork_server()
+    os.kill(server, signal.SIGSTOP)
+    reply = await node.start("m1", "native", build_hog().read_bytes(), argv=("child's memory",))
+    assert reply.error is None
+    await all_gone([machine.pid])
+    assert machine.exceeded == "memory"
+    os.kill(server, signal.SIGCONT)
+    assert await machine.wait() == Exit(-1, signal.SIGKILL, "memory")
 
 
 async def test_a_hanging_agent_is_destroyed_all_the_same(driver: ProcessDriver, node: Plane) -> None:
