@@ -28,7 +28,9 @@ class Contract(DriverContract):
         return FirecrackerDriver
 
     @pytest_asyncio.fixture
-    async def driver(self, state: Path, config: dict[str, Any], guest_image: Image) -> AsyncGenerator[Driver]:
+    async def driver(  # type: ignore[override]  # a fixture, called by name
+        self, state: Path, config: dict[str, Any], guest_image: Image
+    ) -> AsyncGenerator[Driver]:
         made = FirecrackerDriver(DriverContext(state, config, images=ImageOptions(store=guest_image.folder.parent)))
         await made.open()
         yield made
