@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from nex.errors import UnreachableError
-from nex.images.store import Image
+from nex.images.image import Image
 from nex.testing.examples import Examples
-from nex.testing.firecracker import install
+from nex.testing.firecracker.programs import write_programs
 from nex.transport.connection import Connection
 
 from .commands import PATIENCE_S, Nex, Running
@@ -26,7 +26,12 @@ from .test_nodes import descendants, ended
 
 ROOT = Path(__file__).parents[2]
 DRIVERS = ("process", "sandbox", "qemu", "firecracker")
-MACHINE_PROGRAMS = {"process": "nex.agent.forkserver", "sandbox": "bwrap", "qemu": "qemu-system", "firecracker": "qemu-system"}
+MACHINE_PROGRAMS = {
+    "process": "nex.agent.forkserver",
+    "sandbox": "bwrap",
+    "qemu": "qemu-system",
+    "firecracker": "qemu-system",
+}
 
 
 @pytest.fixture(scope="session")
@@ -35,10 +40,9 @@ def beacon() -> Path:
     source, result = Path(__file__).parent / "programs" / "beacon.c", ROOT / "build" / "tests" / "beacon"
     if not result.exists() or result.stat().st_mtime < source.stat().st_mtime:
         result.parent.mkdir(parents=True, exist_ok=True)
-        cache = ROOT / ".cache"
+        cache, compiler = ROOT / ".cache", [sys.executable, "-m", "ziglang", "cc", "-O2", "-s"]
         subprocess.run(
-            [sys.executable, "-m", "ziglang", "cc", "-O2", "-s", "-target", f"{platform.machine()}-linux-musl"]
-            + ["-static", "-o", result, source],
+            [*compiler, "-target", f"{platform.machine()}-linux-musl", "-static", "-o", result, source],
             env={**os.environ, "ZIG_GLOBAL_CACHE_DIR": f"{cache}/zig", "ZIG_LOCAL_CACHE_DIR": f"{cache}/zig-local"},
             check=True,
         )
@@ -51,7 +55,9 @@ def driver(request: pytest.FixtureRequest, nex: Nex, guest_image: Image, tmp_pat
     name = str(request.param)
     nex.extra |= {"NEX_DRIVER": name, "NEX_DEFAULT_RESOURCE_DIR": str(guest_image.folder.parent)}
     if name == "firecracker":
-        nex.extra["NEX_DRIVER_OPTIONS"] = json.dumps(install(tmp_path / "double"))
+        double = write_programs(tmp_path)
+        options = {"firecracker": str(double.firecracker), "jailer": str(double.jailer), "kvm_device": "/dev/null"}
+        nex.extra["NEX_DRIVER_OPTIONS"] = json.dumps(options)
     return name
 
 
@@ -75,10 +81,15 @@ async def ask(connection: Connection, subject: str, text: str) -> bytes:
 
 def programs(node: Running, driver: str) -> list[int]:
     """The processes whose end is the end of a machine; with the process driver, of all its machines."""
-    wanted = MACHINE_PROGRAMS[driver].encode()
-    below = [pid for pid in descendants(node.child.pid) if wanted in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    below = running(node, MACHINE_PROGRAMS[driver])
     inside = {pid for outer in below for pid in descendants(outer)}
     return [pid for pid in below if pid not in inside]
+
+
+def running(node: Running, program: str) -> list[int]:
+    """The processes below the node with that in their command line."""
+    commands = {pid: Path(f"/proc/{pid}/cmdline").read_bytes() for pid in descendants(node.child.pid)}
+    return [pid for pid, command in commands.items() if program.encode() in command]
 
 
 @asynccontextmanager
@@ -155,9 +166,8 @@ async def test_workloads_come_back_after_the_private_server_was_killed(
 ) -> None:
     await nex.deploy(examples.script)
     await nex.deploy(examples.wasm)
-    servers = [p for p in descendants(node.child.pid) if b"nats-server" in Path(f"/proc/{p}/cmdline").read_bytes()]
     async with watched(node):
-        for pid in servers:
+        for pid in running(node, "nats-server"):
             os.kill(pid, signal.SIGKILL)
         assert b"one" in await ask(connection, "echojs", "one")
         assert b"two" in await ask(connection, "echowasm", "two")
