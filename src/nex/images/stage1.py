@@ -11,9 +11,11 @@ __all__ = ["MODULES", "make_initrd"]
 
 _INIT = Path(__file__).with_name("stage1.sh")
 _FOLDERS = ("bin", "dev", "modules", "proc", "root", "sys")
-# Which modules: before any device can be seen; for a type of root; for a kind of virtio device, by its number.
+# Which modules: before any device can be seen; where there is a PCI bus; for a type of root; for a kind of virtio
+# device, by its number.
 _GROUPS = {
-    "base": ("virtio", "virtio_ring", "virtio_mmio", "virtio_pci"),
+    "base": ("virtio", "virtio_ring", "virtio_mmio"),
+    "pci": ("virtio_pci",),
     "squashfs": ("squashfs",),
     "ext4": ("ext4",),
     "erofs": ("erofs",),

@@ -16,7 +16,8 @@ load() { # what is missing is noticed when it is used; what is loaded already is
 }
 
 device= type=
-for word in $($b cat /proc/cmdline); do
+read -r line </proc/cmdline
+for word in $line; do
     case $word in
     nex.root=*) device=${word#*=} ;;
     nex.fs=*) type=${word#*=} ;;
@@ -25,6 +26,10 @@ done
 [ -n "$device" ] && [ -n "$type" ] || fail "the kernel was not told nex.root and nex.fs"
 
 load base
+for file in /sys/bus/pci/devices/*; do
+    [ -e "$file" ] && load pci
+    break
+done
 load "$type"
 for file in /sys/bus/virtio/devices/*/device; do # each kind of device has its own drivers
     [ -f "$file" ] && read -r kind <"$file" && load "virtio-$kind"
@@ -32,7 +37,7 @@ done
 
 tries=0
 while [ ! -b "$device" ]; do
-    [ $tries -lt 1000 ] || fail "no device $device: are its drivers in this image?"
+    [ $tries -lt 600 ] || fail "no device $device: are its drivers in this image?"
     tries=$((tries + 1))
     $b usleep 5000
 done
