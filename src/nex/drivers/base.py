@@ -104,7 +104,8 @@ class Handle(msgspec.Struct, frozen=True, kw_only=True):
 class Usage:
     """What a machine has used: CPU seconds since its start, memory now, bytes over its streams and interfaces.
 
-    Bytes are None where nobody counts them: in machines that share the host's network.
+    Bytes are as the machine sees them: received are those that came to it. They are None where nobody counts them: in
+    machines that share the host's network.
     """
 
     cpu_s: float

@@ -194,13 +194,13 @@ class FirecrackerMachine(Machine):
 
     async def usage(self) -> Usage:
         """The VMM's CPU and memory, which is the guest's too; the bytes of its streams and of its interface."""
-        received, sent = self._relay.received_bytes, self._relay.sent_bytes
+        received, sent = self._relay.sent_bytes, self._relay.received_bytes  # what we send, it receives
         if not self.pid or self._exit.done():
             return Usage(0.0, 0, received, sent)
         used = await asyncio.to_thread(tree.usage, self.pid)
         if self._host.network is not None:
             more = await self._host.network.counters(self.id)
-            received, sent = received + more[1], sent + more[0]
+            received, sent = received + more[0], sent + more[1]
         return Usage(used.cpu_s, used.memory_bytes, received, sent)
 
     def console(self) -> str:

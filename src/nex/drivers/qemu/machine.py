@@ -124,7 +124,7 @@ class QemuMachine(Machine):
 
     async def usage(self) -> Usage:
         """CPU and memory of QEMU, the guest's included, and the bytes of its streams."""
-        received, sent = self._relay.received_bytes, self._relay.sent_bytes
+        received, sent = self._relay.sent_bytes, self._relay.received_bytes  # what we send, it receives
         if not self.pid or self._exit.done():
             return Usage(0.0, 0, received, sent)
         used = await asyncio.to_thread(tree.usage, self.pid)
