@@ -32,6 +32,7 @@ from nex.images.userland import find_busybox
 from nex.testing.plane import Plane, plane
 
 _AT_ONCE = 24
+_PATIENCE_S = 120.0
 _BARE_BOOTS = 5
 _COLD_BOOTS = 3
 _SPAWNS = 200
@@ -138,7 +139,7 @@ async def _start(driver: Driver, node: Plane, machine_id: str) -> Machine:
     machine = driver.create(node.spec(machine_id))
     try:
         await machine.start()
-        await node.ready(machine_id)
+        await node.heard(machine_id).until(lambda heard: heard.ready, _PATIENCE_S)
     except BaseException:
         await machine.destroy()
         raise
