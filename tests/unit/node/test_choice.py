@@ -1,45 +1,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
+from driver_fakes import WORKS, Fake, kind
 
 from nex.drivers import registry
-from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Health, Machine, MachineSpec
+from nex.drivers.base import Driver, DriverContext, Fingerprint, Health
 from nex.errors import MachineError, NotFoundError, UsageError
 from nex.node import choice
 from nex.node.choice import Candidate, Choice, choose
 from nex.node.config import NodeConfig
 
-WORKS = Fingerprint(Health.HEALTHY, details={"kernel": "6.1"})
 ABSENT = Fingerprint(Health.UNDETECTED, "there is no jailer", "install firecracker")
 SICK = Fingerprint(Health.UNHEALTHY, "its guests do not boot", "load kvm_intel")
-
-
-class Fake(Driver):
-    """Says of itself what the test wants."""
-
-    found: ClassVar[Fingerprint | Exception] = WORKS
-
-    async def fingerprint(self) -> Fingerprint:
-        if isinstance(self.found, Exception):
-            raise self.found
-        return self.found
-
-    async def open(self) -> None: ...
-
-    def create(self, spec: MachineSpec) -> Machine:
-        raise NotImplementedError(spec.id)
-
-    async def reclaim(self, handle: Handle) -> None: ...
-
-    async def close(self) -> None: ...
-
-
-def kind(name: str, strength: int, found: Fingerprint | Exception = WORKS, *, isolates: bool = True) -> type[Fake]:
-    facts = {"name": name, "capabilities": Capabilities(isolates=isolates, strength=strength), "found": found}
-    return type(name.title(), (Fake,), facts)
 
 
 STRONG, MIDDLE, WEAK = kind("strong", 30), kind("middle", 20), kind("weak", 10)

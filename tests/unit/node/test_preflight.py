@@ -2,8 +2,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+from driver_fakes import Fake, kind
+
+from nex.drivers import registry
+from nex.drivers.base import Fingerprint, Health, ImageOptions
 from nex.node import preflight
 from nex.node.config import Leafnode, NodeConfig
+from nex.node.findings import Item
 
 
 def config(folder: Path, **changes: object) -> NodeConfig:
@@ -41,3 +47,57 @@ async def test_isolation_that_the_driver_lacks_is_told(tmp_path: Path) -> None:
     assert (fault.name, fault.state) == ("driver process", "broken")
     assert "no_sandbox is false" in fault.detail
     assert not report.ok
+
+
+@pytest.fixture
+def isolating(monkeypatch: pytest.MonkeyPatch) -> type[Fake]:
+    """One driver that isolates is installed, beside that of processes; it works unless the test changes ``found``."""
+    walled = kind("walled", 10)
+    kinds = {"process": registry.load("process"), "walled": walled}
+    monkeypatch.setattr(registry, "names", lambda: tuple(kinds))
+    monkeypatch.setattr(registry, "load", kinds.__getitem__)
+    return walled
+
+
+async def test_of_several_drivers_one_is_enough_and_said_to_be_taken(tmp_path: Path, isolating: type[Fake]) -> None:
+    report = await preflight.run(config(tmp_path, driver="auto", images=ImageOptions(store=tmp_path / "images")))
+
+    items = {item.name: item for item in report.items}
+    assert report.ok, report
+    assert report.driver == isolating.name
+    assert items["driver walled"].detail == "taken: the strongest that isolates and works here (kernel: 6.1)"
+    assert items["driver process"].detail.startswith("works, but does not isolate")
+    assert {"guest image", "KVM", "QEMU", "bubblewrap", "control groups"} <= items.keys()
+    assert report.lacks_image
+    assert (items["guest image"].state, items["guest image"].needed) == ("missing", False)
+    assert items["guest image"].remedy == "nex node preflight --install"
+    assert not (tmp_path / "images").exists()
+
+
+async def test_without_a_driver_that_isolates_the_ways_out_are_told(
+    tmp_path: Path, isolating: type[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolating, "found", Fingerprint(Health.UNHEALTHY, "nothing boots", "load kvm_intel"))
+    own = ImageOptions(kernel=tmp_path / "vmlinux", rootfs=tmp_path / "rootfs")
+
+    report = await preflight.run(config(tmp_path, driver="auto", images=own))
+
+    items = {item.name: item for item in report.items}
+    assert (report.ok, report.driver, report.lacks_image) == (False, "", False)
+    (needed,) = [item for item in report.items if item.needed and item.state != "ok"]
+    assert needed.name == "machines"
+    assert "--install" in needed.remedy
+    assert "--driver process" in needed.remedy
+    assert items["driver walled"] == Item("driver walled", "broken", "nothing boots", "load kvm_intel", needed=False)
+    assert items["guest image"].detail == f"{own.kernel} cannot be read"
+
+
+async def test_with_no_sandbox_the_engines_of_the_host_are_looked_at_too(
+    tmp_path: Path, isolating: type[Fake], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(isolating, "found", Fingerprint(Health.UNDETECTED, "there is none"))
+
+    report = await preflight.run(config(tmp_path, driver="auto", no_sandbox=True))
+
+    assert (report.ok, report.driver) == (True, "process")
+    assert {"workload type v8", "guest image"} <= {item.name for item in report.items}
