@@ -1,4 +1,4 @@
-"""A program that takes more than its share of one thing, for tests of limits. Built by the compiler of the examples."""
+"""Programs that take more than their share of one thing, for tests of limits. Built by the compiler of the examples."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cache
 from hashlib import sha256
 from pathlib import Path
 
-__all__ = ["build_hog"]
+__all__ = ["build_hog", "build_hog_function"]
 
 _ROOT = Path(__file__).parents[3]
 _SOURCE = r"""
@@ -95,6 +95,23 @@ int main(int argc, char **argv) {
 """
 
 
+_FUNCTION = r"""
+#include <stdlib.h>
+#include <string.h>
+
+static char *volatile kept;
+
+int main(void) {
+    char *piece;
+    while ((piece = malloc(1 << 20)) != NULL) {
+        memset(piece, 1, 1 << 20);
+        kept = piece;
+    }
+    return 3;
+}
+"""
+
+
 @cache
 def build_hog() -> Path:
     """The hog as a static executable. Its first argument says what it takes.
@@ -106,36 +123,38 @@ def build_hog() -> Path:
     Raises:
         RuntimeError: it cannot be built; the text holds what the compiler printed.
     """
-    digest = sha256(_SOURCE.encode()).hexdigest()[:12]
-    result = _ROOT / "build" / "tests" / f"hog-{digest}"
-    if not result.exists():
-        result.parent.mkdir(parents=True, exist_ok=True)
-        source, part = result.with_suffix(f".{os.getpid()}.c"), result.with_suffix(f".{os.getpid()}")
-        source.write_text(_SOURCE)
-        cache_folder = _ROOT / ".cache"
-        zig = {
-            "ZIG_GLOBAL_CACHE_DIR": str(cache_folder / "zig"),
-            "ZIG_LOCAL_CACHE_DIR": str(cache_folder / "zig-local"),
-        }
-        target = f"{platform.machine()}-linux-musl"
-        flags: list[str | Path] = [
-            "-target",
-            target,
-            "-static",
-            "-O2",
-            "-s",
-            "-o",
-            part,
-        ]  # those of the examples: one C library for all
-        done = subprocess.run(
-            [sys.executable, "-m", "ziglang", "cc", *flags, source],
-            env={**os.environ, **zig},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        source.unlink()
-        if done.returncode != 0:
-            raise RuntimeError(f"the hog cannot be built:\n{done.stderr}")
-        part.replace(result)
+    return _build("hog", _SOURCE, "-target", f"{platform.machine()}-linux-musl", "-static")
+
+
+@cache
+def build_hog_function() -> Path:
+    """A WASI command that takes all the memory it can get, and fails when that is not enough.
+
+    Raises:
+        RuntimeError: as `build_hog`.
+    """
+    return _build("hog.wasm", _FUNCTION, "-target", "wasm32-wasi")
+
+
+def _build(name: str, text: str, *flags: str) -> Path:
+    result = _ROOT / "build" / "tests" / f"{sha256(text.encode()).hexdigest()[:12]}-{name}"
+    if result.exists():
+        return result
+    result.parent.mkdir(parents=True, exist_ok=True)
+    source, part = result.with_suffix(f".{os.getpid()}.c"), result.with_suffix(f".{os.getpid()}")
+    source.write_text(text)
+    caches = _ROOT / ".cache"
+    zig = {"ZIG_GLOBAL_CACHE_DIR": str(caches / "zig"), "ZIG_LOCAL_CACHE_DIR": str(caches / "zig-local")}
+    # With the flags of the examples, so that the C library is built once.
+    done = subprocess.run(
+        [sys.executable, "-m", "ziglang", "cc", "-O2", "-s", *flags, "-o", part, source],
+        env={**os.environ, **zig},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    source.unlink()
+    if done.returncode != 0:
+        raise RuntimeError(f"{name} cannot be built:\n{done.stderr}")
+    part.replace(result)
     return result

@@ -9,13 +9,16 @@ A driver whose fingerprint says that a limit does not hold here (``limit_memory`
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from abc import ABC, abstractmethod
 
+import msgspec
 import pytest
 
 from nex.drivers.base import Driver, Machine, Resources
+from nex.errors import NexError
 from nex.protocol.agent import Limits
-from nex.testing.hog import build_hog
+from nex.testing.hog import build_hog, build_hog_function
 from nex.testing.plane import Plane
 
 __all__ = ["LimitsContract"]
@@ -32,6 +35,21 @@ async def _holds(driver: Driver, limit: str) -> None:
         pytest.skip(f"the driver {driver.name} does not limit {limit}: {told.partition(': ')[2]}")
 
 
+def _limits() -> Limits:
+    return Limits(
+        memory_bytes=_SHARE.memory_mib * _MIB,
+        cpus=_SHARE.vcpu_count,
+        total_memory_bytes=_SHARE.memory_mib * _MIB,
+        pids=_SHARE.pids,
+        disk_bytes=_SHARE.disk_mib * _MIB,
+    )
+
+
+async def _call(plane: Plane) -> None:
+    with contextlib.suppress(NexError):  # its machine may end before it
+        await plane.call("m1")
+
+
 class LimitsContract(ABC):
     """The tests; a part of `nex.testing.driver_contract.DriverContract`, which has the fixtures."""
 
@@ -43,14 +61,8 @@ class LimitsContract(ABC):
         """A machine in which a hog has its share, and takes what ``argv`` says."""
         machine = await self.start(driver, plane, machine_id)
         await machine.restrict(_SHARE)
-        limits = Limits(
-            memory_bytes=_SHARE.memory_mib * _MIB,
-            cpus=_SHARE.vcpu_count,
-            total_memory_bytes=_SHARE.memory_mib * _MIB,
-            pids=_SHARE.pids,
-            disk_bytes=_SHARE.disk_mib * _MIB,
-        )
-        reply = await plane.start(machine_id, "native", build_hog().read_bytes(), argv=argv, limits=limits)
+        program = build_hog().read_bytes()
+        reply = await plane.start(machine_id, "native", program, argv=argv, limits=_limits())
         assert reply.error is None, reply.error
         return machine
 
@@ -80,6 +92,21 @@ class LimitsContract(ABC):
         assert not neighbour.exceeded
         assert plane.heard("m2").exit is None
         await plane.ping("m2")
+
+    async def test_a_function_over_the_memory_of_all_its_calls_is_ended_by_name(
+        self, driver: Driver, plane: Plane
+    ) -> None:
+        await _holds(driver, "memory")
+        machine = await self.start(driver, plane)
+        await machine.restrict(_SHARE)
+        limits = msgspec.structs.replace(_limits(), memory_bytes=4 * _SHARE.memory_mib * _MIB, timeout_s=_PATIENCE_S)
+        module = build_hog_function().read_bytes()
+        reply = await plane.start("m1", "wasm", module, limits=limits, triggers=("t",))
+        assert reply.error is None, reply.error
+        async with asyncio.TaskGroup() as group:
+            call = group.create_task(_call(plane))
+            assert await self._ended_by(machine, plane) == "memory"
+            call.cancel()
 
     async def test_what_is_over_a_share_of_cpu_waits(self, driver: Driver, plane: Plane) -> None:
         await _holds(driver, "cpu")
