@@ -70,6 +70,9 @@ class NativeProvider(Service):
         err, err_end = os.pipe2(os.O_CLOEXEC)
         try:
             workload.artifact.chmod(0o550)
+            if (user := workload.confinement.user) is not None:
+                for end in (out_end, err_end):
+                    os.fchown(end, *user)  # or programs that open /dev/stdout are refused
             child = Child.spawn(
                 [workload.artifact, *workload.argv],
                 env=environment,

@@ -15,7 +15,9 @@ _PROGRAMS = Path(__file__).parent / "programs"
 _ROOT = Path(__file__).parents[3]
 
 
-def _compile(source: Path, result: Path, *flags: str) -> Path:
+def compile_program(source: Path, name: str, *flags: str) -> Path:
+    """Compile a C program, unless it has been since it was changed; ``name`` is the result's."""
+    result = _ROOT / "build" / "tests" / name
     if not result.exists() or result.stat().st_mtime < source.stat().st_mtime:
         result.parent.mkdir(parents=True, exist_ok=True)
         part = result.with_suffix(f".{os.getpid()}")
@@ -41,16 +43,14 @@ def obedient_script() -> Path:
 @pytest.fixture(scope="session")
 def obedient_wasm() -> Path:
     """The obedient function as a WASI command."""
-    result = _ROOT / "build" / "tests" / "obey.wasm"
-    return _compile(_PROGRAMS / "obey_function.c", result, "-target", "wasm32-wasi")
+    return compile_program(_PROGRAMS / "obey_function.c", "obey.wasm", "-target", "wasm32-wasi")
 
 
 @pytest.fixture(scope="session")
 def obedient_service() -> Path:
     """The obedient native service."""
     target = f"{platform.machine()}-linux-musl"
-    result = _ROOT / "build" / "tests" / "obey-service"
-    return _compile(_PROGRAMS / "obey_service.c", result, "-target", target, "-static")
+    return compile_program(_PROGRAMS / "obey_service.c", "obey-service", "-target", target, "-static")
 
 
 @pytest.fixture

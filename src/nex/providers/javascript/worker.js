@@ -250,12 +250,25 @@ async function warm() {
   hide = before;
 }
 
+/** Have Math.random begin anew: clones of the machine in which we waited would all draw the engine's own numbers. */
+function reseed() {
+  let [a, b, c, d] = crypto.getRandomValues(new Uint32Array(4));
+  const next = () => { // sfc32
+    const t = (a + b | 0) + d | 0;
+    d = d + 1 | 0; a = b ^ b >>> 9; b = c + (c << 3) | 0; c = (c << 21 | c >>> 11) + t | 0;
+    return t >>> 0;
+  };
+  const { random } = { random() { return ((next() >>> 5) * 2 ** 26 + (next() >>> 6)) / 2 ** 53; } };
+  Object.defineProperty(Math, 'random', { value: random, writable: true, enumerable: false, configurable: true });
+}
+
 async function main() {
   let first = receive();
   if (first !== null && first.kind === WARM) {
     await warm();
     send(READY, first.id, EMPTY, EMPTY);
     first = receive();
+    reseed();
   }
   if (first === null || first.kind !== LOAD) return;
   let fn, env;
