@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import sys
@@ -29,6 +30,7 @@ from nex.images.vmlinux import version_of
 __all__ = ["build", "plan_tree"]
 
 _RECIPE = 1  # raised when the same inputs are made into something else
+_SPACE_MIB = 700
 OnStep = Callable[[str], None]
 
 
@@ -59,6 +61,10 @@ def build(
     try:
         return _Build(store, workload_types(types), say, bootable=bootable).run(overlay, kernel)
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise MachineError(
+                f"there is no space left for the image in {store.folder}: building one takes about {_SPACE_MIB} MiB"
+            ) from error
         where = f"{error.filename}: " if error.filename else ""
         raise MachineError(f"the image could not be built: {where}{error.strerror}") from error
 
@@ -99,6 +105,8 @@ class _Build:
     def run(self, overlay: Path | None, given: Path | None) -> Image:
         with self._store.workshop() as work:
             kernel = find_kernel(self._store.kernels, work, given, self._say) if self._bootable else None
+            if kernel and kernel.modules is None:
+                self._say(f"there are no modules of {kernel.file}: a guest has the drivers that are built into it")
             initrd = make_initrd(find_busybox(), Modules(kernel.modules)) if kernel else b""
             plan = plan_tree(self._types, overlay)
             strip = _strip()

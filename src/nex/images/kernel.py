@@ -11,14 +11,13 @@ from pathlib import Path
 
 from nex.errors import MachineError, UsageError
 from nex.images.modules import Modules
-from nex.images.packages import architecture, find_tool, remedy, run_tool
+from nex.images.packages import DEBIAN_NAME, find_tool, remedy, run_tool
 from nex.images.stage1 import MODULES
 from nex.images.vmlinux import extract, version_of
 
 __all__ = ["Kernel", "find_kernel"]
 
 _FOLDERS = (Path("/boot"), Path("/lib/modules"))
-_DEBIAN_NAMES = {"x86_64": "amd64", "aarch64": "arm64"}
 _NEEDED = ("virtio_mmio", "virtio_blk", "virtio_console", "squashfs")
 _PACKAGE = re.compile(r"linux-(image|modules)(-unsigned)?-\d\S*")
 
@@ -120,7 +119,7 @@ def _fetch(cache: Path, work: Path, on_step: OnStep) -> None:
 
 def _packages() -> list[str]:
     """The packages with the kernel's file and modules that the distribution's own name for the newest stands for."""
-    names = [f"linux-image-cloud-{_DEBIAN_NAMES[architecture()]}", "linux-image-virtual"]  # Debian, Ubuntu
+    names = [f"linux-image-cloud-{DEBIAN_NAME}", "linux-image-virtual"]  # Debian, Ubuntu
     for name in names:
         images = _dependencies(name, "image")
         if images:

@@ -14,6 +14,8 @@ __all__ = ["add_libraries", "is_elf"]
 _LINE = re.compile(r"^\s+(?:(?P<name>\S+) => )?(?P<path>/\S+) \(0x[0-9a-f]+\)$")
 _MISSING = re.compile(r"^\s+(?P<name>\S+) => not found|Error loading shared library (?P<musl>[^:]+):")
 _HEADING = re.compile(r"^(?P<file>/.*):$")
+# Loaded by the C library when it needs them, so that nothing names them.
+_LOADED_LATER = ("libgcc_s.so.1", "libnss_dns.so.2", "libnss_files.so.2", "libresolv.so.2")
 _SYSTEM = ("/lib/", "/lib64/", "/usr/lib/", "/usr/lib64/")
 
 
@@ -47,6 +49,8 @@ def add_libraries(plan: Plan) -> None:
         elif match := _LINE.match(line):
             libraries[match["name"] or match["path"]] = Path(match["path"])
     beside = _home(libraries)
+    later = {name: Path(beside, name) for name in _LOADED_LATER}
+    libraries |= {name: path for name, path in later.items() if name not in libraries and path.is_file()}
     for name, path in sorted(libraries.items()):
         if path.resolve() not in planned:
             place = str(path) if str(path).startswith(_SYSTEM) else f"{beside}/{PurePosixPath(name).name}"

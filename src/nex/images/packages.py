@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import shutil
@@ -11,9 +12,21 @@ from pathlib import Path
 
 from nex.errors import MachineError
 
-__all__ = ["ARCHITECTURES", "architecture", "distribution", "find_tool", "output_of", "remedy", "run_tool"]
+__all__ = [
+    "ARCHITECTURES",
+    "DEBIAN_NAME",
+    "architecture",
+    "distribution",
+    "find_tool",
+    "output_of",
+    "remedy",
+    "run_tool",
+]
 
 ARCHITECTURES = ("x86_64", "aarch64")
+DEBIAN_NAME = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+"""What Debian calls the machine's kind of processor."""
+
 _TIMEOUT_S = 600.0
 _PATH = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
 _PASSED_ON = ("APT_CONFIG", "TMPDIR", "http_proxy", "https_proxy", "no_proxy")
@@ -28,7 +41,12 @@ _TITLES = {"debian": "Debian and Ubuntu", "fedora": "Fedora", "arch": "Arch", "a
 _PACKAGES: dict[str, dict[str, str]] = {
     "mksquashfs": dict.fromkeys(_INSTALL, "squashfs-tools"),
     "busybox": {"debian": "busybox-static", "fedora": "busybox", "arch": "busybox", "alpine": "busybox-static"},
-    "kernel": {"debian": "linux-image-cloud-amd64", "fedora": "kernel-core", "arch": "linux", "alpine": "linux-virt"},
+    "kernel": {
+        "debian": f"linux-image-cloud-{DEBIAN_NAME}",
+        "fedora": "kernel-core",
+        "arch": "linux",
+        "alpine": "linux-virt",
+    },
     "ldd": {"debian": "libc-bin", "fedora": "glibc-common", "arch": "glibc", "alpine": "musl-utils"},
     "lz4": dict.fromkeys(_INSTALL, "lz4"),
     "zstd": dict.fromkeys(_INSTALL, "zstd"),
@@ -100,6 +118,7 @@ def run_tool(
 
     Raises:
         MachineError: it ended badly or took too long; the text has what it said.
+        OSError: there is no space left on the disk.
     """
     name = Path(argv[0]).name
     passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
@@ -119,6 +138,8 @@ def run_tool(
         raise MachineError(f"{name} cannot be run: {error.strerror}") from error
     if ok and done.returncode != 0:
         said = (done.stderr or done.stdout).decode("utf-8", "replace").strip()
+        if (no_space := os.strerror(errno.ENOSPC)) in said:
+            raise OSError(errno.ENOSPC, no_space)
         raise MachineError(f"{name} failed with exit code {done.returncode}: {said[-1000:] or 'it said nothing'}")
     return done.stdout
 

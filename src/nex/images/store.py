@@ -227,20 +227,17 @@ class ImageStore:
         Raises:
             MachineError: it cannot be moved, or is damaged.
         """
-        digest = manifest.digest
-        place = self.folder / digest
+        place = self.folder / manifest.digest
         made.chmod(0o700)
         try:
             made.rename(place)
         except OSError as error:
             if not place.is_dir():
                 raise MachineError(f"the image cannot be moved to {place}: {error.strerror}") from error
-        try:
-            os.utime(place)
-            return Image.read(place)
-        except MachineError:
-            self._remove(place)
-            raise
+            if place.name in self.damaged() and self._remove(place):
+                made.rename(place)
+        os.utime(place)
+        return Image.read(place)
 
 
 @contextlib.contextmanager

@@ -64,3 +64,20 @@ def test_other_processors_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_program_that_cannot_be_run_is_told() -> None:
     with pytest.raises(MachineError, match="none cannot be run: No such file"):
         run_tool(["/nonexistent/none"])
+
+
+def test_a_full_disk_is_not_the_program_s_fault(tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\necho 'write failed: No space left on device' >&2\nexit 3\n")
+    tool.chmod(0o755)
+    with pytest.raises(OSError, match="No space left on device"):
+        run_tool([tool])
+
+
+def test_a_failing_program_is_told_with_what_it_said(tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text("#!/bin/sh\necho 'no such package' >&2\nexit 3\n")
+    tool.chmod(0o755)
+    with pytest.raises(MachineError, match="tool failed with exit code 3: no such package"):
+        run_tool([tool])
+    assert run_tool([tool], ok=False) == b""
