@@ -278,10 +278,12 @@ async def test_other_tables_are_left_alone(world: Path) -> None:
     await nft.apply("delete table ip others\n")
 
 
-@pytest.mark.parametrize(("uid", "code"), [(USER[0], 0), (USER[0] + 1, errno.EPERM)])
-async def test_only_its_user_may_open_a_tap(world: Path, uid: int, code: int) -> None:
+@pytest.mark.parametrize("owner", [USER[0], 4_000_000_000])
+@pytest.mark.parametrize("stranger", [False, True])
+async def test_only_its_user_may_open_a_tap(world: Path, owner: int, stranger: bool) -> None:
+    uid = owner + stranger
     async with _network(_options()) as network:
-        attachment = await network.open(ONE, user=USER)
+        attachment = await network.open(ONE, user=(owner, owner))
         fd = namespaces.run_in(attachment.netns, open_tun)
 
         def monitor() -> None:
@@ -292,7 +294,7 @@ async def test_only_its_user_may_open_a_tap(world: Path, uid: int, code: int) ->
 
         child = Child.fork(monitor, keep_fds=[fd], confinement=Confinement(user=(uid, uid)))
         os.close(fd)
-        assert (await child.wait()).code == code
+        assert (await child.wait()).code == (errno.EPERM if stranger else 0)
 
 
 async def test_a_second_network_of_the_same_machine_is_refused_and_harms_nothing(servers: None) -> None:

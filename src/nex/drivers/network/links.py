@@ -155,8 +155,9 @@ def _make_tap(user: tuple[int, int]) -> None:
     fd = os.open(TUN, os.O_RDWR | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", TAP.encode(), _IFF_TAP_NO_PI_VNET_HDR))
-        fcntl.ioctl(fd, _TUNSETOWNER, user[0])
-        fcntl.ioctl(fd, _TUNSETGROUP, user[1])
+        # Python passes signed numbers only, and users may have larger ones.
+        for request, number in ((_TUNSETOWNER, user[0]), (_TUNSETGROUP, user[1])):
+            fcntl.ioctl(fd, request, struct.unpack("i", struct.pack("I", number))[0])
         fcntl.ioctl(fd, _TUNSETPERSIST, 1)
     finally:
         os.close(fd)
