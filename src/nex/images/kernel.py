@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -142,5 +141,8 @@ def _keep(root: Path, cache: Path) -> None:
         Modules(folder).keep_only(MODULES)
         (root / "boot" / f"vmlinuz-{folder.name}").rename(folder / "vmlinuz")
         cache.mkdir(exist_ok=True)
-        with contextlib.suppress(FileExistsError):  # or ENOTEMPTY: another build was faster
+        try:
             folder.rename(cache / folder.name)
+        except OSError:
+            if not (cache / folder.name).is_dir():  # else another build was faster
+                raise

@@ -13,7 +13,6 @@ from pathlib import Path
 from nex.errors import MachineError
 
 __all__ = [
-    "ARCHITECTURES",
     "DEBIAN_NAME",
     "architecture",
     "distribution",
@@ -23,8 +22,8 @@ __all__ = [
     "run_tool",
 ]
 
-ARCHITECTURES = ("x86_64", "aarch64")
-DEBIAN_NAME = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
+DEBIAN_NAME = _ARCHITECTURES.get(platform.machine(), platform.machine())
 """What Debian calls the machine's kind of processor."""
 
 _TIMEOUT_S = 600.0
@@ -61,8 +60,8 @@ def architecture() -> str:
         MachineError: images cannot be made for it.
     """
     found = platform.machine()
-    if found not in ARCHITECTURES:
-        raise MachineError(f"guest images are for {' and '.join(ARCHITECTURES)} hosts; this one is {found}")
+    if found not in _ARCHITECTURES:
+        raise MachineError(f"guest images are for {' and '.join(_ARCHITECTURES)} hosts; this one is {found}")
     return found
 
 
