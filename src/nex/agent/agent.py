@@ -39,11 +39,13 @@ from nex.providers import registry
 from nex.tasks import TaskOwner
 from nex.telemetry import logs
 from nex.transport.connection import Connection, Msg
+from nex.transport.greeting import greet
+from nex.transport.options import Greeting
 
-__all__ = ["Agent", "live", "main", "main_channels", "new_runner", "serve"]
+__all__ = ["Agent", "handshake", "live", "main", "main_channels", "new_runner", "say_ready", "serve"]
 
 _log = logs.Log("agent")
-_READY_TIMEOUT_S = 10.0
+_READY_TIMEOUT_S = 30.0
 _GRACE_AT_END_S = 1.0
 
 
@@ -59,14 +61,13 @@ class Agent:
         self._starting: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
 
-    async def open(self, started_ns: int) -> None:
+    async def open(self, ready: Ready) -> None:
         """Listen for orders and tell the node that this machine is warm.
 
         Raises:
             NexError: the node does not want us or does not answer.
         """
         connection = self._connection
-        ready = Ready(version=__version__, workload_types=registry.available(), pid=os.getpid(), started_ns=started_ns)
         # All at once, in one write: the server takes them in this order, so nobody can hear of us too early.
         *_, answer = await asyncio.gather(
             connection.subscribe(agent_subject(self._id, "start"), self._on_start),
@@ -149,20 +150,29 @@ class Agent:
             await self._work.stop(_GRACE_AT_END_S)
 
 
-async def serve(hello: Hello, place: Place, started_ns: int) -> None:
+def handshake(started_ns: int) -> Ready:
+    """What an agent says first."""
+    return Ready(version=__version__, workload_types=registry.available(), pid=os.getpid(), started_ns=started_ns)
+
+
+async def serve(hello: Hello, place: Place, ready: Ready, greeting: Greeting | None = None) -> None:
     """Be the agent of that machine until its node is gone or wants us gone.
+
+    ``greeting`` is what was said to the node already.
 
     Raises:
         NexError: the node cannot be reached or does not want us.
     """
-    name = f"nex agent {hello.machine_id}"
+    name = _name(hello)
     stream = place.channels.control() if place.channels else None
-    async with await connect(hello.credentials, hello.machine_id, name=name, stream=stream) as connection:
+    async with await connect(
+        hello.credentials, hello.machine_id, name=name, stream=stream, greeting=greeting
+    ) as connection:
         agent = Agent(hello.machine_id, connection, place)
         loop = asyncio.get_running_loop()
         tasks = TaskOwner("agent.life", lambda name, error: _log.error("bug", f"{name}: {error!r}", error=error))
         try:
-            await agent.open(started_ns)
+            await agent.open(ready)
             loop.add_signal_handler(signal.SIGTERM, agent.ended.set)
             # uvloop gives nobody SIGCHLD. Not at once: between a fork and its `Child`, it would reap the wrong one.
             signal.signal(signal.SIGCHLD, lambda *_: loop.call_soon_threadsafe(reap_adopted))
@@ -180,19 +190,53 @@ def new_runner() -> asyncio.Runner:
     return asyncio.Runner(loop_factory=uvloop.new_event_loop)
 
 
-def live(read_hello: Callable[[], Hello], place: Place, runner: asyncio.Runner) -> int:
-    """Be an agent from its hello to its end, and leave nothing that descends from us. Returns the exit code."""
+def live(
+    read_hello: Callable[[], Hello],
+    place: Place,
+    runner: asyncio.Runner,
+    *,
+    on_hello: Callable[[Hello], None] | None = None,
+) -> int:
+    """Be an agent from its hello to its end, and leave nothing that descends from us. Returns the exit code.
+
+    ``on_hello`` is called before any order of the node is looked at.
+    """
     logs.configure("warn")
     try:
         with runner:
             hello = read_hello()
-            runner.run(serve(hello, place, time.time_ns()))
+            ready = handshake(max(hello.time_ns, time.time_ns()))
+            # Said before all else: what follows takes a clone longer than its host takes to hear it and to give orders.
+            greeting = say_ready(hello, place.channels, ready) if place.channels is not None else None
+            if on_hello is not None:
+                on_hello(hello)
+            runner.run(serve(hello, place, ready, greeting))
     except NexError as error:
         print(f"agent: {error}", file=sys.stderr)  # noqa: T201 - the driver keeps it for its error messages
         return 1
     finally:
         kill_all_below()
     return 0
+
+
+def say_ready(hello: Hello, channels: Channels, ready: Ready) -> Greeting:
+    """Subscribe to what `Agent.open` will, and say that we are ready; it says it again, and waits for the answer.
+
+    Raises:
+        NexError: the stream has ended, or what is at its other end is no server.
+    """
+    return greet(
+        channels.joined,
+        name=_name(hello),
+        jwt=hello.credentials.jwt,
+        seed=hello.credentials.seed,
+        subjects=[agent_subject(hello.machine_id, verb) for verb in ("start", "stop", "ping")],
+        first=(host_subject(hello.machine_id, "ready"), ready.encode()),
+    )
+
+
+def _name(hello: Hello) -> str:
+    return f"nex agent {hello.machine_id}"
 
 
 def main(hello_fd: int) -> int:

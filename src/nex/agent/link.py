@@ -6,9 +6,11 @@ from collections.abc import Awaitable, Callable
 
 from nex.protocol.agent import Credentials, inbox_prefix
 from nex.transport.connection import Connection
-from nex.transport.options import ConnectOptions
+from nex.transport.options import ConnectOptions, Greeting
 
 __all__ = ["connect"]
+
+_PATIENCE_S = 30.0  # an emulated machine on a busy host; whether an agent is too late is for its node to say
 
 
 async def connect(
@@ -17,8 +19,11 @@ async def connect(
     *,
     name: str,
     stream: Callable[[], Awaitable[int]] | None = None,
+    greeting: Greeting | None = None,
 ) -> Connection:
     """Connect to the private server as one user of this machine, over ``stream`` if its host gives one.
+
+    ``greeting`` is what has been said on the stream.
 
     Raises:
         NexError: it cannot be reached or does not want us.
@@ -30,5 +35,7 @@ async def connect(
         seed=credentials.seed,
         inbox_prefix=inbox_prefix(machine_id),
         stream=stream,
+        greeting=greeting,
+        timeout_s=_PATIENCE_S,
     )
     return await Connection.open(options)

@@ -26,6 +26,7 @@ _REPLY_TTL_NS: Final = 60 * 60 * 1_000_000_000
 """How long after a request an agent may answer it. Calls have limits of their own, which are shorter."""
 
 _CONTROL_LINE_BYTES: Final = 1024 * 1024
+_AUTHORIZATION_S = 30.0  # machines that are emulated, many at a time, take seconds to answer the server
 """A user's JWT, which names all that it may hear, has to fit, and a subject of a public server behind ours."""
 
 _SPARE_SUBSCRIPTIONS: Final = 64
@@ -84,6 +85,7 @@ class PlaneAuthority:
             "resolver_preload": preload,
             "max_payload": max_payload,
             "max_control_line": _CONTROL_LINE_BYTES,
+            "authorization": {"timeout": _AUTHORIZATION_S},
         }
         if leaf is not None:
             settings["leafnodes"] = {"remotes": [self._remote(leaf)]}
