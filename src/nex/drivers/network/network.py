@@ -8,7 +8,7 @@ import fcntl
 import os
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import AsyncExitStack, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, TypeVar
@@ -94,7 +94,9 @@ class Network:
             MachineError: it cannot be made, or is there already; nothing is left behind then.
         """
         names = Names.of(machine_id)
-        policy = await self._policy(known=bool(self._open))
+        if self._table and not self._open:  # else they were looked up a moment ago
+            await self._table.refresh()
+        policy = replace(await self._policy(), resolvers=await self.resolvers())
         async with AsyncExitStack() as undo:
             made = ExitStack()
             undo.push_async_callback(in_thread, made.close)
@@ -126,15 +128,11 @@ class Network:
                 return
         await nft.apply(rules.host_rules({names.link: (address, policy)}))
 
-    async def _policy(self, *, known: bool = False, resolvers: tuple[IPv4Address, ...] | None = None) -> rules.Policy:
-        """What machines may reach now; ``known``: the names have been looked up a moment ago."""
-        if self._table and not known:
-            await self._table.refresh()
-        if resolvers is None:
-            resolvers = await self.resolvers()
+    async def _policy(self) -> rules.Policy:
+        """What machines may reach by what is known of names, whomever they may ask."""
         with _as_machine_error("list the host's addresses"):
             own = await in_thread(links.own_addresses)
-        return rules.Policy(self.options, resolvers, self._table.addresses(), own)
+        return rules.Policy(self.options, found=self._table.addresses(), own=own)
 
     async def resolvers(self) -> tuple[IPv4Address, ...]:
         """Whom a machine that is opened now may ask for names.
@@ -213,8 +211,9 @@ class Network:
         """
         if self._table:
             await self._table.refresh()
+        found = await self._policy()
         for machine in list(self._open.values()):
-            policy = await self._policy(known=True, resolvers=machine.policy.resolvers)
+            policy = replace(found, resolvers=machine.policy.resolvers)
             if policy != machine.policy and machine in self._open.values():
                 await nft.apply(rules.namespace_update(policy), namespace=machine.names.namespace)
                 machine.policy = policy
