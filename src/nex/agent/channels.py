@@ -51,6 +51,11 @@ class Channels:
         self._joined = fd
         return hello
 
+    @property
+    def joined(self) -> int:
+        """The control stream, from `hello` on."""
+        return self._joined
+
     def control(self) -> Callable[[], Awaitable[int]]:
         """The control stream, on which `hello` has knocked: for `ConnectOptions.stream`."""
 

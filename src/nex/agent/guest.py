@@ -50,13 +50,8 @@ def _live() -> int:
     gc.collect()
     gc.freeze()
     channels = open_channels()
-
-    def read() -> Hello:
-        hello = Hello.decode(channels.hello())
-        kernel.renew(hello)
-        return hello
-
-    return live(read, Place(mounts.WORK_FOLDER, channels, confinement, spares), runner)
+    place = Place(mounts.WORK_FOLDER, channels, confinement, spares)
+    return live(lambda: Hello.decode(channels.hello()), place, runner, on_hello=kernel.renew)
 
 
 def main() -> NoReturn:

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from nex.agent.agent import Agent, new_runner
+from nex.agent.agent import Agent, handshake, new_runner, say_ready
 from nex.agent.channels import Channels
 from nex.agent.link import connect
 from nex.agent.place import Place
@@ -31,6 +31,7 @@ from nex.security.keys import SigningKey
 __all__ = ["prepare", "start_spares", "warm_runner"]
 
 _ID: Final = "rehearsal"
+_WITHOUT_REPLY: Final = 3
 _INFO: Final = {"server_id": "", "version": "2", "headers": True, "max_payload": 1 << 20, "proto": 1, "nonce": "0"}
 
 
@@ -72,15 +73,18 @@ def warm_runner() -> asyncio.Runner:
 async def _rehearse() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
-        theirs.sendall(frame_hello(_hello()))
+        # The greeting does not wait for the loop, so its answer lies ready.
+        theirs.sendall(frame_hello(_hello()) + b"INFO " + json.dumps(_INFO).encode() + b"\r\n")
         channels = Channels(ours.detach(), -1)
         hello = Hello.decode(channels.hello())
+        ready = handshake(0)
+        greeting = say_ready(hello, channels, ready)
         async with asyncio.TaskGroup() as group:
             group.create_task(_play_server(theirs))
-            connection = await connect(hello.credentials, _ID, name=_ID, stream=channels.control())
-            async with connection:
+            stream = channels.control()
+            async with await connect(hello.credentials, _ID, name=_ID, stream=stream, greeting=greeting) as connection:
                 agent = Agent(_ID, connection, Place(Path("/"), channels))
-                await agent.open(0)
+                await agent.open(ready)
                 await agent.aclose()
 
 
@@ -95,7 +99,6 @@ async def _play_server(sock: socket.socket) -> None:
     sock.setblocking(False)
     reader, writer = await asyncio.open_unix_connection(sock=sock.dup())
     await reader.readexactly(len(KNOCK))
-    writer.write(b"INFO " + json.dumps(_INFO).encode() + b"\r\n")
     inboxes: list[list[bytes]] = []
     while line := await reader.readline():
         words = line.split()
@@ -105,7 +108,8 @@ async def _play_server(sock: socket.socket) -> None:
             inboxes.append(words)
         elif words[0] == b"PUB":
             await reader.readexactly(int(words[-1]) + 2)
-            sid = next(words[-1] for words in inboxes if words[1].startswith(b"_INBOX."))
-            writer.write(b"MSG %s %s 0\r\n\r\n" % (words[2], sid))
+            if len(words) > _WITHOUT_REPLY:
+                sid = next(words[-1] for words in inboxes if words[1].startswith(b"_INBOX."))
+                writer.write(b"MSG %s %s 0\r\n\r\n" % (words[2], sid))
     writer.close()
     await writer.wait_closed()

@@ -132,7 +132,8 @@ class Plane:
 
     def _ready(self, heard: Heard, msg: Msg) -> None:
         heard.ready = Ready.decode(msg.data)
-        self.node.publish_soon(msg.reply)
+        if msg.reply:
+            self.node.publish_soon(msg.reply)
 
     def _artifact(self, _heard: Heard, msg: Msg) -> None:
         if self.refusal:

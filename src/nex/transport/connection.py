@@ -42,7 +42,7 @@ class Connection:
     def __init__(self, options: ConnectOptions, on_event: Callable[[str], None] | None) -> None:
         self._options = options
         self._on_event = on_event
-        self._wire = Wire(self._on_error, options.stream)
+        self._wire = Wire(self._on_error, options.stream, options.greeting)
         self._tasks = TaskOwner("connection", lambda name, error: self._tell(f"{name} failed: {error!r}"))
         self._subscriptions: set[Subscription] = set()
         self._refused: dict[tuple[str, str], str] = {}

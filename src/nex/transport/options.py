@@ -11,9 +11,22 @@ from typing import Any
 
 from nex.errors import UsageError
 
-__all__ = ["DEFAULT_SERVER", "ConnectOptions", "from_context"]
+__all__ = ["DEFAULT_SERVER", "ConnectOptions", "Greeting", "from_context"]
 
 DEFAULT_SERVER = "nats://127.0.0.1:4222"
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What was said on a stream before its connection took over: see `nex.transport.greeting`.
+
+    Attributes:
+        info: the server's first line.
+        subjects: those subscribed to, in order, with the numbers from 1 on.
+    """
+
+    info: bytes
+    subjects: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,7 @@ class ConnectOptions:
         stream: gives the number of a file that is connected to a server, to be owned by the connection. It is used
             instead of a socket of our own; the server's URL is only a name then. When it ends, the connection is closed
             for good.
+        greeting: what has been said on the stream.
     """
 
     servers: tuple[str, ...] = field(default=(DEFAULT_SERVER,), repr=False)
@@ -57,6 +71,7 @@ class ConnectOptions:
     domain: str = ""
     timeout_s: float = 2.0
     stream: Callable[[], Awaitable[int]] | None = field(default=None, repr=False)
+    greeting: Greeting | None = field(default=None, repr=False)
 
     @property
     def wants_tls(self) -> bool:

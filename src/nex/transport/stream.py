@@ -17,6 +17,8 @@ from urllib.parse import ParseResult
 
 from nats.aio.transport import Transport
 
+from nex.transport.options import Greeting
+
 __all__ = ["StreamTransport"]
 
 _READ_BYTES = 256 << 10
@@ -27,12 +29,18 @@ _LINE_LIMIT_BYTES = 256 << 10
 
 
 class StreamTransport(Transport):
-    """What the NATS library sees of a stream. ``opener`` is awaited when it connects, and never again."""
+    """What the NATS library sees of a stream.
 
-    def __init__(self, opener: Callable[[], Awaitable[int]]) -> None:
+    Args:
+        opener: gives the connected file; awaited when the library connects, and never again.
+        greeting: what was said already: the library hears it again, and what it answers goes nowhere.
+    """
+
+    def __init__(self, opener: Callable[[], Awaitable[int]], greeting: Greeting | None = None) -> None:
         self._opener: Callable[[], Awaitable[int]] | None = opener
         self._loop = asyncio.get_running_loop()
         self._fd = -1
+        self._replayed = [] if greeting is None else [greeting.info, b"PONG\r\n"]
         self._received = bytearray()
         self._unsent = bytearray()
         self._reads = False
@@ -135,6 +143,8 @@ class StreamTransport(Transport):
 
     async def readline(self) -> bytes:
         """A line with its end, or what was left at the end of the stream."""
+        if self._replayed:
+            return self._replayed.pop(0)
         while (end := self._received.find(b"\n")) < 0 and not self._ended:
             if len(self._received) > _LINE_LIMIT_BYTES:
                 raise ConnectionError("the server does not speak NATS")
@@ -162,6 +172,8 @@ class StreamTransport(Transport):
         """Send now what the file takes, and the rest when it can."""
         if self._fd < 0 or self._closing or self._error is not None:
             return  # the reading side tells
+        if self._replayed:
+            return
         sent = 0 if self._unsent else self._send(payload)
         if sent < len(payload) and self._error is None:
             if not self._unsent:

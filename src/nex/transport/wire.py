@@ -27,6 +27,7 @@ from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Pa
 
 from nex.errors import UnreachableError, UsageError
 from nex.transport.message import Msg, decode_headers, encode_headers
+from nex.transport.options import Greeting
 from nex.transport.stream import StreamTransport
 
 __all__ = ["Wire"]
@@ -124,10 +125,19 @@ class _Socket(TcpTransport):
 
 
 class Wire(Client):
-    """One connection to a NATS server, over ``stream`` if one is given. `Connection` is its public face."""
+    """One connection to a NATS server. `Connection` is its public face.
+
+    Args:
+        report: hears of errors.
+        stream: what to connect over, if not a socket of our own.
+        greeting: what has been said on the stream.
+    """
 
     def __init__(
-        self, report: Callable[[Exception], Awaitable[None]], stream: Callable[[], Awaitable[int]] | None = None
+        self,
+        report: Callable[[Exception], Awaitable[None]],
+        stream: Callable[[], Awaitable[int]] | None = None,
+        greeting: Greeting | None = None,
     ) -> None:
         super().__init__()
         self.report = report
@@ -136,8 +146,12 @@ class Wire(Client):
         if stream is None:
             self._transport = _Socket()  # type: ignore[no-untyped-call]  # the library does not annotate it
         else:
-            self._transport = StreamTransport(stream)
+            self._transport = StreamTransport(stream, greeting)
         self._handlers: dict[int, Callable[[Msg], None]] = {}
+        subjects = () if greeting is None else greeting.subjects
+        self._announced = {subject: sid for sid, subject in enumerate(subjects, 1)}
+        self._early: dict[int, list[Msg]] = {sid: [] for sid in self._announced.values()}
+        self._sid = len(subjects)
         self._patience: asyncio.TimerHandle | None = None
 
     # Receiving
@@ -151,11 +165,17 @@ class Wire(Client):
         self._check_open()
         if not subject or _SPACE.search(subject) or _SPACE.search(queue):
             raise UsageError(f"invalid subject {subject!r}")
-        self._sid += 1
-        self._subs[self._sid] = Interest(self, self._sid, subject, queue=queue)  # replayed by the library on reconnect
-        self._handlers[self._sid] = handler
-        self._put(f"SUB {subject} {queue} {self._sid}\r\n".encode())
-        return int(self._sid)
+        announced = 0 if queue else self._announced.pop(subject, 0)
+        sid = announced or self._sid + 1
+        self._subs[sid] = Interest(self, sid, subject, queue=queue)  # replayed by the library on reconnect
+        self._handlers[sid] = handler
+        if announced:
+            for msg in self._early.pop(sid):
+                handler(msg)
+        else:
+            self._sid = sid
+            self._put(f"SUB {subject} {queue} {sid}\r\n".encode())
+        return sid
 
     def detach(self, sid: int) -> None:
         """Tell the server that no more is wanted; what is under way still reaches the handler."""
@@ -168,7 +188,7 @@ class Wire(Client):
 
     def hand_over(self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes | None) -> None:
         """One message has come. Subjects that are no UTF-8 are legal on the wire; nobody here can have meant them."""
-        handler = self._handlers.get(sid)
+        handler = self._handlers.get(sid) or (self._early[sid].append if sid in self._early else None)
         if handler is not None:
             handler(
                 Msg(
