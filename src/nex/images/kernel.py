@@ -110,7 +110,11 @@ def _fetch(cache: Path, work: Path, on_step: OnStep) -> None:
         raise MachineError(f"no kernel for guests is installed: {remedy('kernel')}; or name one with --kernel")
     packages = _packages()
     on_step(f"fetching {', '.join(packages)}")
-    run_tool([find_tool("apt-get"), "-q", "download", *packages], cwd=work)
+    try:
+        run_tool([find_tool("apt-get"), "-q", "download", *packages], cwd=work)
+    except MachineError as error:
+        hint = "if the package is not there any more, run apt-get update; offline, name a kernel with --kernel"
+        raise MachineError(f"the kernel cannot be fetched: {error}; {hint}") from error
     for package in sorted(work.glob("*.deb")):
         run_tool([find_tool("dpkg-deb"), "-x", package, work / "root"])
     _keep(work / "root", cache)
