@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from nex.cgroups import Cgroup, Events, Watch, available, find
+from nex.cgroups.files import Folder, bound_cpu
 from nex.cgroups.places import SELF, Place, delegate
 from nex.errors import MachineError
 from nex.processes import Child, Confinement, Exit
@@ -218,6 +219,16 @@ async def test_an_ordinary_user_is_told_why_there_are_none(name: str) -> None:
     assert find(name) == []
 
 
+def test_a_share_of_cpu_beyond_that_of_the_groups_around_is_theirs(make: Callable[..., Cgroup]) -> None:
+    group = make(cpus=0.1)
+    outer = next(folder for folder in group.folders if (folder / "cpu.stat").exists())
+    version = 2 if (outer / "cgroup.controllers").exists() else 1
+    (outer / "inner").mkdir()
+    if version == 2:
+        (outer / "cgroup.subtree_control").write_text("+cpu")
+    bound_cpu(Folder(outer / "inner", version), 0.5)
+
+
 @pytest.fixture
 def unified(name: str) -> Generator[Place]:
     """A group of version 2 that may be divided by huge pages: the one controller that this host leaves there."""
@@ -239,6 +250,7 @@ def unified(name: str) -> Generator[Place]:
 _DIVIDE = """
 import sys
 from pathlib import Path
+from nex.cgroups.files import Folder, bound_cpu
 from nex.cgroups.places import Place, delegate
 print(delegate(Place(2, Path("/"), Path(sys.argv[1])), {"hugetlb"}))
 print(delegate(Place(2, Path("/"), Path(sys.argv[1])), {"hugetlb"}))

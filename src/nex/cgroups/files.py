@@ -61,7 +61,12 @@ def bound_cpu(folder: Folder, cpus: float) -> None:
     quota = max(_LEAST_US, int(cpus * _PERIOD_US)) if bounds else 0
     if folder.version == 1:
         folder.write("cpu.cfs_period_us", _PERIOD_US)
-        folder.write("cpu.cfs_quota_us", quota or -1)
+        try:
+            folder.write("cpu.cfs_quota_us", quota or -1)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            folder.write("cpu.cfs_quota_us", -1)  # the groups around it are bounded tighter than that
     else:
         folder.write("cpu.max", f"{quota or 'max'} {_PERIOD_US}")
 

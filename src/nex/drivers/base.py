@@ -44,7 +44,11 @@ class Health(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """Whether a driver can work on this host, why not, and how to get there."""
+    """Whether a driver can work on this host, why not, and how to get there.
+
+    Of ``details``, ``limit_cpu``, ``limit_memory``, ``limit_pids`` and ``limit_disk`` say what holds a workload to that
+    limit, or ``none: <why>``; a driver that holds them all may leave them out.
+    """
 
     health: Health
     reason: str = ""
