@@ -72,6 +72,7 @@ async def test_workloads_are_probed_by_name_and_id(nex: Nex, node: Running, exam
             "type": "v8",
             "node_id": script["node_id"],
             "node_name": "fox",
+            "driver": "process",
         }
     assert wasm["id"] in (await nex.ok("node", "probe")).out
     assert (await nex.ok("node", "probe", "--workload", "x", "--json")).json == {"workloads": []}
@@ -101,6 +102,29 @@ async def test_preflight_says_what_there_is(nex: Nex) -> None:
     assert {"nats-server", "workload type v8", "driver process"} <= {item["name"] for item in report["items"]}
     text = (await nex.ok("node", "preflight")).out
     assert text.endswith("A node can run here.")
+
+
+async def test_preflight_looks_at_every_driver(nex: Nex) -> None:
+    result = await nex("preflight", "--driver", "auto", "--json")
+    report = result.json
+    items = {item["name"]: item for item in report["items"]}
+    assert {"driver process", "driver qemu", "driver sandbox", "driver firecracker"} <= items.keys()
+    assert {"guest image", "KVM", "bubblewrap", "control groups"} <= items.keys()
+    taken = [name for name, item in items.items() if item["detail"].startswith("taken: ")]
+    assert taken == ([f"driver {report['driver']}"] if report["driver"] else [])
+    assert result.code == (0 if report["ok"] else 1)
+    assert all(item["remedy"] for item in items.values() if item["state"] != "ok" and item["needed"])
+
+
+async def test_a_node_that_cannot_isolate_says_why_and_what_to_do(nex: Nex) -> None:
+    nex.extra["NEX_DEFAULT_RESOURCE_DIR"] = str(nex.home / "no-images")
+    nex.extra["PATH"] = str(nex.home)
+    result = await nex("node", "up", "--driver", "auto", "--name", "fox")
+    assert result.code == 1
+    assert "no driver that isolates works on this host:\n" in result.err
+    assert "nex node preflight --install" in result.err
+    assert "--driver process" in result.err
+    assert "\n  process: works, but does not isolate" in result.err
 
 
 async def test_preflight_says_what_is_missing(nex: Nex) -> None:

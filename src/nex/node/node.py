@@ -113,6 +113,8 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
     node_key, xkey, autostart_key = await asyncio.to_thread(
         lambda: (state.node_key(), state.xkey(), state.autostart_key())
     )
+    public = await Connection.open(connect, reconnect_forever=True, on_event=_public_said)
+    stack.push_async_callback(public.close)
     driver = await _driver(config, state)
     standing = Standing(
         config,
@@ -121,8 +123,6 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         driver=driver.name,
         isolates=driver.capabilities.isolates,
     )
-    public = await Connection.open(connect, reconnect_forever=True, on_event=_public_said)
-    stack.push_async_callback(public.close)
     payload = max(public.max_payload, _MIN_PAYLOAD)
     folder, denied = state.subfolder("server"), (*ALWAYS_DENIED, *config.deny_trigger_subjects)
     plane = Plane(folder, leafnode=config.leafnode, max_payload=payload, denied=denied)
