@@ -28,13 +28,19 @@ class TestQemuDriver(DriverContract):
         return {"accel": "tcg"}
 
     @pytest_asyncio.fixture
-    async def driver(self, state: Path, config: dict[str, Any], guest_image: Image) -> AsyncGenerator[Driver]:
+    async def driver(  # type: ignore[override] # fixtures are given by name
+        self, state: Path, config: dict[str, Any], guest_image: Image
+    ) -> AsyncGenerator[Driver]:
         made = QemuDriver(DriverContext(state, config, images=ImageOptions(store=guest_image.folder.parent)))
         await made.open()
         yield made
         await made.close()
-        assert list(state.iterdir()) == [], "nothing of a machine is a file"
+        assert _files(state) == [], "nothing of a machine is a file"
 
     async def end_agent(self, machine: Machine) -> None:
         assert isinstance(machine, QemuMachine)
         os.kill(machine.pid, signal.SIGKILL)
+
+
+def _files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())

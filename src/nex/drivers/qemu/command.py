@@ -28,16 +28,17 @@ _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourceco
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """What the guest sees of its hardware."""
+    """What a guest has. A guest that was made with one goes on only with the same."""
 
     accel: Literal["kvm", "tcg"]
     vcpu_count: int = 1
     memory_mib: int = 256
+    disk_mib: int = 0
 
     @classmethod
     def of(cls, accel: Literal["kvm", "tcg"], resources: Resources) -> Board:
         """One with whole processors."""
-        return cls(accel, max(1, math.ceil(resources.vcpu_count)), resources.memory_mib)
+        return cls(accel, max(1, math.ceil(resources.vcpu_count)), resources.memory_mib, resources.disk_mib)
 
     @property
     def memory_bytes(self) -> int:
@@ -56,10 +57,11 @@ class Files:
     memory: int | None = None
 
 
-def kernel_arguments(root: str, *, tsc_khz: int | None, extra: str = "") -> str:
+def kernel_arguments(root: str, *, disk_mib: int, tsc_khz: int | None, extra: str = "") -> str:
     """The kernel's command line; ``root`` says where the root file system is, ``tsc_khz`` is given when emulated."""
     counter = f"tsc_early_khz={tsc_khz} tsc=reliable" if tsc_khz is not None else ""
-    return " ".join(part for part in (_ARGUMENTS, counter, root, extra.strip()) if part)
+    disk = f"nex.disk_mib={disk_mib}" if disk_mib else ""
+    return " ".join(part for part in (_ARGUMENTS, counter, root, disk, extra.strip()) if part)
 
 
 def boot_argv(

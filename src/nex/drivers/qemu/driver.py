@@ -60,7 +60,7 @@ class QemuDriver(Driver):
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
         self._options = Options.of(context.config)
-        self._uids = Uids(*(self._options.uid_range or ())) if os.geteuid() == 0 else None
+        self._uids = self._new_uids()
         self._users: dict[str, Uid] = {}
         self._machines: dict[str, QemuMachine] = {}
         self._accel: Literal["kvm", "tcg"] = "tcg"
@@ -85,9 +85,9 @@ class QemuDriver(Driver):
             accel = await self._choose(qemu, media)
         except MachineError as error:
             return Fingerprint(Health.UNHEALTHY, str(error), 'accel = "auto" falls back to emulation')
-        return Fingerprint(
-            Health.HEALTHY, details={"version": qemu.version, "accel": str(accel), "image": media.image[:12]}
-        )
+        named = {name: str(path) for name, path in media.named.items()}
+        details = {"version": qemu.version, "accel": str(accel), "image": media.image[:12], **named}
+        return Fingerprint(Health.HEALTHY, details=details)
 
     async def _media(self) -> Media:
         return await asyncio.to_thread(Media.find, self.context.images, self.context.workload_types)
@@ -101,15 +101,20 @@ class QemuDriver(Driver):
         if self._options.accel == "tcg":
             return _Accel("tcg", "the configuration says so")
         opened = await asyncio.to_thread(OpenMedia.open, media)
-        uid = await self._take()
+        uids = self._new_uids()
         try:
+            uid = await asyncio.to_thread(uids.take) if uids is not None else None
             trouble = await kvm_trouble(qemu, opened.kernel, confinement_for(uid, "kvm"), self.context.state)
         finally:
-            self._give_back(uid)
+            if uids is not None:
+                uids.close()
             opened.close()
         if trouble and self._options.accel == "kvm":
             raise MachineError(f"KVM runs no guest here: {trouble}")
         return _Accel("tcg", f"KVM: {trouble}") if trouble else _Accel("kvm")
+
+    def _new_uids(self) -> Uids | None:
+        return Uids(*(self._options.uid_range or ())) if os.geteuid() == 0 else None
 
     async def _take(self) -> Uid | None:
         return await asyncio.to_thread(self._uids.take) if self._uids is not None else None

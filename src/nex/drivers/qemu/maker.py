@@ -92,7 +92,9 @@ class Maker:
                 _log.info("snapshot_wanted", f"a machine is booted to take a snapshot of: {missing}")
             else:
                 return
-            self._snapshot = await take_snapshot(self._qemu.path, self._board, self._boot(), tsc_khz, confinement)
+            self._snapshot = await take_snapshot(
+                self._qemu.path, self._board, self._boot(self._board), tsc_khz, confinement
+            )
             if is_usable:
                 try:
                     await asyncio.to_thread(store.save, parts, self._snapshot)
@@ -101,14 +103,14 @@ class Maker:
 
     def _parts(self, media: Media) -> dict[str, str]:
         """Everything that must be the same for a machine to go on from a snapshot."""
-        means, board = self._opened, self._board
+        board = self._board
         return media.parts() | {
             "nex": __version__,
             "qemu": self._qemu.identity,
             "board": f"{BOARD_VERSION} {board.accel}",
             "vcpu_count": str(board.vcpu_count),
             "memory_mib": str(board.memory_mib),
-            "kernel_arguments": kernel_arguments(means.root_arguments, tsc_khz=None, extra=self._extra),
+            "kernel_arguments": self._arguments(board, None),
             "processor": _processor(board.accel),
         }
 
@@ -118,10 +120,13 @@ class Maker:
             raise RuntimeError("it is not open")
         return self._means
 
-    def _boot(self) -> Boot:
+    def _arguments(self, board: Board, tsc_khz: int | None) -> str:
+        root = self._opened.root_arguments
+        return kernel_arguments(root, disk_mib=board.disk_mib, tsc_khz=tsc_khz, extra=self._extra)
+
+    def _boot(self, board: Board) -> Boot:
         means = self._opened
-        arguments = kernel_arguments(means.root_arguments, tsc_khz=means.tsc_khz, extra=self._extra)
-        return Boot(means.media.kernel, means.media.initrd, means.media.rootfs, arguments)
+        return Boot(means.media.kernel, means.media.initrd, means.media.rootfs, self._arguments(board, means.tsc_khz))
 
     async def make(self, resources: Resources, confinement: Confinement, machine_id: str) -> Vm:
         """A running machine that waits for its hello, or boots up to there.
@@ -141,9 +146,9 @@ class Maker:
             except MachineError as error:
                 why = str(error)
         elif self._snapshot is not None:
-            why = f"the snapshot has {self._board.vcpu_count} CPUs and {self._board.memory_mib} MiB of memory"
+            why = f"the snapshot is of a machine with other resources: {self._board}"
         _log.warn("machine_boots", f"a machine is booted instead of restored: {why}", machine=machine_id)
-        return await Vm.boot(self._qemu.path, board, self._boot(), confinement)
+        return await Vm.boot(self._qemu.path, board, self._boot(board), confinement)
 
     @property
     def restores(self) -> bool:
