@@ -10,7 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Generator, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,19 @@ PUBLIC, OTHER, PRIVATE, RESOLVER = "20.1.0.1", "20.1.0.2", "10.20.0.1", "10.20.0
 
 def _state() -> list[str]:
     """Everything of a host that a machine's network changes."""
-    commands = ["ip -o -4 addr", "ip route show table all", "nft list ruleset", "sysctl -a --pattern ^net"]
+    commands = ["ip -o -4 addr", "ip route show table all", "nft list ruleset"]
     shown = [subprocess.run(command.split(), capture_output=True, check=True, text=True).stdout for command in commands]
     links = [name for _, name in socket.if_nameindex()]
     names = [str(Names.of(machine).namespace) for machine in MACHINES if Names.of(machine).namespace.exists()]
-    lines = [*"".join(shown).replace(" linkdown", "").splitlines(), *links, *names]  # the kernel says that with a delay
-    return [line for line in lines if "netns_ok" not in line and "nf_conntrack_count" not in line]
+    lines = "".join(shown).replace(" linkdown", "").splitlines()  # the kernel says that with a delay
+    return [*lines, *links, *names, *_settings()]
+
+
+def _settings() -> Iterator[str]:
+    for path in sorted(Path("/proc/sys/net").rglob("*")):
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.name != "nf_conntrack_count":
+                yield f"{path} {path.read_text(errors='replace')}"
 
 
 @pytest.fixture
