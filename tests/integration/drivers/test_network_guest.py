@@ -18,7 +18,6 @@ from nex.drivers.network import namespaces
 from nex.drivers.network.links import TUN
 from nex.drivers.network.network import Attachment, Network
 from nex.drivers.network.options import NetworkOptions
-from nex.drivers.qemu.command import kernel_arguments
 from nex.drivers.qemu.tsc import measure_khz
 from nex.images.boot import boot_arguments
 from nex.images.cpio import Member, archive
@@ -75,8 +74,11 @@ def _first_stage(folder: Path, image: Image) -> Path:
 
 def _arguments(image: Image, attachment: Attachment) -> str:
     words = (f"{attachment.guest_address}/{attachment.prefix}", attachment.gateway, *attachment.dns)
-    extra = f"rdinit=/first nex.net={','.join(words)}"
-    return kernel_arguments(boot_arguments(image), tsc_khz=measure_khz(), extra=extra)
+    clock = f"tsc_early_khz={measure_khz()} tsc=reliable no_timer_check"
+    told = f"rdinit=/first nex.net={','.join(words)}"
+    return (
+        f"console=ttyS0 reboot=t panic=-1 quiet loglevel=1 random.trust_cpu=on {clock} {boot_arguments(image)} {told}"
+    )
 
 
 async def _run(image: Image, attachment: Attachment, folder: Path) -> list[str]:
