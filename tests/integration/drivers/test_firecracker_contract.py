@@ -14,9 +14,7 @@ import pytest_asyncio
 
 from nex.drivers.base import Driver, DriverContext, Health, ImageOptions, Machine
 from nex.drivers.firecracker.driver import FirecrackerDriver
-from nex.drivers.firecracker.host import look
 from nex.drivers.firecracker.machine import FirecrackerMachine
-from nex.drivers.firecracker.options import Options
 from nex.images.image import Image
 from nex.testing.driver_contract import DriverContract
 from nex.testing.firecracker.programs import write_programs
@@ -70,8 +68,9 @@ class TestReal(Contract):
     """Firecracker itself, where it is installed and its machines can run."""
 
     @pytest_asyncio.fixture(autouse=True)
-    async def real(self) -> None:
+    async def real(self, tmp_path: Path, guest_image: Image) -> None:
         if shutil.which("firecracker") is None:
             pytest.skip("no firecracker in the path")
-        if (found := await look(Options())).health is not Health.HEALTHY:
+        context = DriverContext(tmp_path / "look", images=ImageOptions(store=guest_image.folder.parent))
+        if (found := await FirecrackerDriver(context).fingerprint()).health is not Health.HEALTHY:
             pytest.skip(f"firecracker cannot run here: {found.reason}")

@@ -302,6 +302,7 @@ def test_a_snapshots_key_differs_with_everything_that_must_match() -> None:
     designs = [
         replace(DESIGN, vcpu_count=2),
         replace(DESIGN, memory_mib=512),
+        replace(DESIGN, disk_mib=64),
         replace(DESIGN, limiter={"ops": {"size": 1, "refill_time": 1}}),
         replace(DESIGN, guest=replace(DESIGN.guest, arguments="debug")),
         replace(DESIGN, guest=replace(DESIGN.guest, parts={"image": "d2"})),

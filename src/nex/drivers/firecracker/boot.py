@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nex.drivers.base import Resources
 from nex.drivers.firecracker import api
 from nex.drivers.firecracker.guest import Guest
 from nex.drivers.firecracker.steps import Step
@@ -33,7 +35,18 @@ class Design:
     guest: Guest
     vcpu_count: int
     memory_mib: int
+    disk_mib: int = 0
     limiter: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of(cls, guest: Guest, resources: Resources, limiter: Mapping[str, Any] | None) -> Design:
+        """One with whole processors."""
+        return cls(guest, math.ceil(resources.vcpu_count), resources.memory_mib, resources.disk_mib, limiter)
+
+    @property
+    def arguments(self) -> str:
+        """The kernel's, as far as all machines have the same."""
+        return f"{self.guest.arguments} nex.disk_mib={self.disk_mib}" if self.disk_mib else self.guest.arguments
 
     def files(self, snapshot: Mapping[str, Path] | None = None) -> dict[str, Path]:
         """What has to be in the jail of a machine, by name: to boot it, or to restore it from those files."""
@@ -47,7 +60,7 @@ def cold(vmm: Vmm, design: Design) -> list[Step]:
     """Boot the kernel. The VMM is prepared."""
 
     async def set_kernel() -> None:
-        arguments = f"{design.guest.arguments}{network_argument(vmm.attachment)}"
+        arguments = f"{design.arguments}{network_argument(vmm.attachment)}"
         boot_source = {
             "kernel_image_path": vmm.jail.inside(KERNEL),
             "initrd_path": vmm.jail.inside(INITRD),

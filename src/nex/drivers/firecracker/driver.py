@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
+from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import ClassVar
 
@@ -21,7 +21,7 @@ from nex.drivers.base import (
     MachineSpec,
     Resources,
 )
-from nex.drivers.firecracker import host, snapshot
+from nex.drivers.firecracker import host, snapshot, verdict
 from nex.drivers.firecracker.boot import Design
 from nex.drivers.firecracker.guard import Guard
 from nex.drivers.firecracker.guest import Guest, resolve, store_of
@@ -62,17 +62,87 @@ class FirecrackerDriver(Driver):
         self._machines: dict[str, FirecrackerMachine] = {}
 
     async def fingerprint(self) -> Fingerprint:
-        """Programs, KVM, the guest image, and the network if there is to be one."""
-        found = await host.look(self._options)
-        if found.health is not Health.HEALTHY:
-            return found
+        """Programs, KVM, the guest image, the network if there is to be one; and that a machine boots."""
+        try:
+            programs = await host.programs(self._options)
+        except host.Missing as missing:
+            return Fingerprint(missing.health, missing.reason, missing.remedy)
+        details = await asyncio.to_thread(host.details, programs)
         try:
             guest = await self._find_guest()
         except NexError as error:
-            return Fingerprint(Health.UNHEALTHY, str(error), "run nex rootfs build", found.details)
+            return Fingerprint(Health.UNHEALTHY, str(error), "run nex rootfs build", details)
         if self._network is not None and (network := await self._network.fingerprint()).health is not Health.HEALTHY:
             return network
-        return Fingerprint(Health.HEALTHY, details={**found.details, "guest": guest.media.image})
+        if trouble := await self._trouble(programs, guest):
+            remedy = "see whether other guests run under KVM here: in a virtual machine, its host must let it nest"
+            return Fingerprint(Health.UNHEALTHY, f"no machine boots: {trouble}", remedy, details)
+        return Fingerprint(Health.HEALTHY, details={**details, "guest": guest.media.image})
+
+    async def _trouble(self, programs: host.Programs, guest: Guest) -> str:
+        """Why machines do not boot here. The one that is booted to find out is where the snapshot is from."""
+        design = Design.of(guest, self.context.template, self._limiter)
+        key = await asyncio.to_thread(self._key, design, programs)
+        known = await asyncio.to_thread(snapshot.find, self._snapshots, key) if self._options.snapshot else None
+        if known is not None:
+            return ""
+
+        async def boot() -> None:
+            async with self._workshop(programs) as made:
+                if self._options.snapshot:
+                    await snapshot.make(made, design, self._snapshots, key)
+                else:
+                    await snapshot.try_boot(made, design)
+
+        return await verdict.trouble(self.context.state / "firecracker.json", key, boot)
+
+    @contextlib.asynccontextmanager
+    async def _workshop(self, programs: host.Programs) -> AsyncGenerator[Host]:
+        """What machines are made with, for a moment: the driver need not be open."""
+        guard, uids = Guard(), self._new_uids(programs)
+        try:
+            await guard.open()
+            await asyncio.to_thread(self._make_base)
+            yield await self._new_host(programs, guard, uids)
+        finally:
+            await guard.close()
+            if uids is not None:
+                uids.close()
+
+    async def _new_host(self, programs: host.Programs, guard: Guard, uids: Uids | None) -> Host:
+        return Host(
+            program=programs.firecracker,
+            jailer=programs.jailer,
+            base=self._base,
+            guard=guard,
+            uids=uids,
+            network=self._network,
+            cgroup_root=await asyncio.to_thread(cgroup_root) if programs.jailer else None,
+        )
+
+    def _new_uids(self, programs: host.Programs) -> Uids | None:
+        if programs.jailer is None:
+            return None
+        return Uids(*self._options.uid_range) if self._options.uid_range else Uids()
+
+    def _make_base(self) -> None:
+        try:
+            self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise MachineError(f"the folder of the jails {self._base} cannot be made: {error.strerror}") from error
+
+    @property
+    def _snapshots(self) -> Path:
+        return store_of(self.context.images).folder / "snapshots"
+
+    def _key(self, design: Design, programs: host.Programs) -> str:
+        return snapshot.key_of(
+            design,
+            version=programs.version,
+            program_digest=programs.digest,
+            jailed=programs.jailer is not None,
+            network=_network_key(self._options),
+        )
 
     async def _find_guest(self) -> Guest:
         context = self.context
@@ -82,27 +152,19 @@ class FirecrackerDriver(Driver):
         """Remove what an earlier run left; verify the image; find the snapshot, or make it."""
         programs = await host.programs(self._options)
         guest = await self._find_guest()
-        await asyncio.to_thread(self._hold_image, guest)
         try:
-            await asyncio.to_thread(lambda: self._base.mkdir(mode=0o700, parents=True, exist_ok=True))
-        except OSError as error:
-            raise MachineError(f"the folder of the jails {self._base} cannot be made: {error.strerror}") from error
-        await self._sweep(programs.firecracker.name)
-        await self._guard.open()
-        if programs.jailer is not None:
-            self._uids = Uids(*self._options.uid_range) if self._options.uid_range else Uids()
-        self._guest = guest
-        self._host = Host(
-            program=programs.firecracker,
-            jailer=programs.jailer,
-            base=self._base,
-            guard=self._guard,
-            uids=self._uids,
-            network=self._network,
-            cgroup_root=await asyncio.to_thread(cgroup_root) if programs.jailer else None,
-        )
-        if self._options.snapshot:
-            await self._provide_snapshot(self._host, programs)
+            await asyncio.to_thread(self._hold_image, guest)
+            await asyncio.to_thread(self._make_base)
+            await self._sweep(programs.firecracker.name)
+            await self._guard.open()
+            self._uids = self._new_uids(programs)
+            self._guest = guest
+            self._host = await self._new_host(programs, self._guard, self._uids)
+            if self._options.snapshot:
+                await self._provide_snapshot(self._host, programs)
+        except BaseException:
+            await asyncio.shield(self.close())
+            raise
 
     def _hold_image(self, guest: Guest) -> None:
         store = store_of(self.context.images)
@@ -112,18 +174,11 @@ class FirecrackerDriver(Driver):
 
     async def _provide_snapshot(self, made: Host, programs: host.Programs) -> None:
         design = self._design(self.context.template)
-        folder = store_of(self.context.images).folder / "snapshots"
-        key = snapshot.key_of(
-            design,
-            version=programs.version,
-            program_digest=programs.digest,
-            jailed=made.jailer is not None,
-            network=await asyncio.to_thread(_network_key, self._options),
-        )
-        self._snapshot = await asyncio.to_thread(snapshot.find, folder, key)
+        key = await asyncio.to_thread(self._key, design, programs)
+        self._snapshot = await asyncio.to_thread(snapshot.find, self._snapshots, key)
         if self._snapshot is None:
             try:
-                self._snapshot = await snapshot.make(made, design, folder, key)
+                self._snapshot = await snapshot.make(made, design, self._snapshots, key)
             except MachineError as error:
                 _log.warn("snapshot_failed", f"every machine boots its kernel, for want of a snapshot: {error}")
 
@@ -142,7 +197,7 @@ class FirecrackerDriver(Driver):
 
     def _design(self, resources: Resources) -> Design:
         assert self._guest is not None  # noqa: S101 - `open` has set it
-        return Design(self._guest, math.ceil(resources.vcpu_count), resources.memory_mib, self._limiter)
+        return Design.of(self._guest, resources, self._limiter)
 
     def create(self, spec: MachineSpec) -> Machine:
         """A machine with a jail named by its id."""

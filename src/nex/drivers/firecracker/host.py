@@ -10,14 +10,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from nex.drivers.base import Fingerprint, Health
+from nex.drivers.base import Health
 from nex.drivers.firecracker.api import OLDEST_VERSION
 from nex.drivers.firecracker.jailer import cgroup_root
 from nex.drivers.firecracker.options import Options
 from nex.errors import MachineError
 from nex.processes import Child, LineReader
 
-__all__ = ["Missing", "Programs", "look", "name_of", "programs"]
+__all__ = ["Missing", "Programs", "details", "name_of", "programs"]
 
 _VERSION = re.compile(r"\bv((\d+)\.(\d+)\.(\d+)\S*)")
 _VERSION_TIMEOUT_S = 20.0
@@ -45,20 +45,14 @@ class Programs:
     digest: str
 
 
-async def look(options: Options) -> Fingerprint:
-    """Whether the driver can work here, but for its image and its network."""
-    try:
-        found = await programs(options)
-    except Missing as missing:
-        return Fingerprint(missing.health, missing.reason, missing.remedy)
-    details = {"firecracker": f"{found.firecracker} {found.version}"}
+def details(found: Programs) -> dict[str, str]:
+    """What a fingerprint says of them. Blocks."""
+    told = {"firecracker": f"{found.firecracker} {found.version}"}
     if found.jailer is None:
-        details["jailer"] = "none: machines are not jailed, as configured"
-    else:
-        details["jailer"] = str(found.jailer)
-        root = await asyncio.to_thread(cgroup_root)
-        details["cgroups"] = str(root) if root else "no version 2 here: a VMM is not limited beyond its guest"
-    return Fingerprint(Health.HEALTHY, details=details)
+        return {**told, "jailer": "none: machines are not jailed, as configured"}
+    root = cgroup_root()
+    limits = str(root) if root else "none of version 2: a VMM is not limited beyond its guest"
+    return {**told, "jailer": str(found.jailer), "cgroups": limits}
 
 
 async def programs(options: Options) -> Programs:

@@ -12,7 +12,8 @@ import os
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from nex.drivers.firecracker.vmm import Host, Vmm
 from nex.errors import MachineError
 from nex.protocol.channel import CONTROL_PORT
 
-__all__ = ["Snapshot", "find", "key_of", "make"]
+__all__ = ["Snapshot", "find", "key_of", "make", "try_boot"]
 
 _PREFIX = "firecracker-"
 _KEPT = 4
@@ -56,7 +57,7 @@ def key_of(design: Design, *, version: str, program_digest: str, jailed: bool, n
         "firecracker": [version, program_digest],
         "cpu": _cpu_model(),
         "host_kernel": [os.uname().release, os.uname().version],
-        "guest": [design.guest.parts, design.guest.arguments],
+        "guest": [design.guest.parts, design.arguments],
         "machine": [design.vcpu_count, design.memory_mib, design.limiter],
         "paths": jailed,
         "network": network,
@@ -91,6 +92,46 @@ async def make(host: Host, design: Design, snapshots: Path, key: str) -> Snapsho
     Raises:
         MachineError: it did not boot, or could not be kept; nothing is left behind.
     """
+    async with _template(host, design) as template:
+
+        async def pause() -> None:
+            await template.api.call(VM_STATE, {"state": "Paused"})
+
+        async def take() -> None:
+            paths = {"snapshot_path": template.jail.inside(STATE), "mem_file_path": template.jail.inside(MEMORY)}
+            await template.api.call(CREATE_SNAPSHOT, {**paths, "snapshot_type": "Full"})
+
+        async def end() -> None:
+            template.give_up()
+            await asyncio.shield(template.ended)
+
+        async def keep() -> None:
+            await asyncio.to_thread(_keep, template.jail, snapshots, key)
+
+        await template.steps.run(
+            [
+                Step("pause it", pause),
+                Step("take the snapshot", take),
+                Step("end the template", end),
+                Step("keep the snapshot", keep),
+            ]
+        )
+    return Snapshot(snapshots / f"{_PREFIX}{key}")
+
+
+async def try_boot(host: Host, design: Design) -> None:
+    """Boot a machine, and wait until its agent waits.
+
+    Raises:
+        MachineError: it did not; nothing is left behind.
+    """
+    async with _template(host, design):
+        pass
+
+
+@asynccontextmanager
+async def _template(host: Host, design: Design) -> AsyncGenerator[Vmm]:
+    """A machine that waits for its hello, which it will never hear."""
     template = Vmm(
         host,
         f"template{secrets.token_hex(6)}",
@@ -102,40 +143,18 @@ async def make(host: Host, design: Design, snapshots: Path, key: str) -> Snapsho
 
     async def agent_waits() -> None:
         # That it takes a connection is all we want to know. It hangs up when we do, and waits again.
-        async with template.while_it_runs(_BOOT_TIMEOUT_S, "the agent of the template"):
+        async with template.while_it_runs(_BOOT_TIMEOUT_S, "the agent of a machine to be snapshotted"):
             (await template.connect(CONTROL_PORT)).close()
-
-    async def pause() -> None:
-        await template.api.call(VM_STATE, {"state": "Paused"})
-
-    async def take() -> None:
-        paths = {"snapshot_path": template.jail.inside(STATE), "mem_file_path": template.jail.inside(MEMORY)}
-        await template.api.call(CREATE_SNAPSHOT, {**paths, "snapshot_type": "Full"})
-
-    async def end() -> None:
-        template.give_up()
-        await asyncio.shield(template.ended)
-
-    async def keep() -> None:
-        await asyncio.to_thread(_keep, template.jail, snapshots, key)
 
     try:
         await template.steps.run(
-            [
-                *template.prepare(),
-                *cold(template, design),
-                Step("wait for the agent of the template", agent_waits),
-                Step("pause it", pause),
-                Step("take the snapshot", take),
-                Step("end the template", end),
-                Step("keep the snapshot", keep),
-            ]
+            [*template.prepare(), *cold(template, design), Step("wait for the agent", agent_waits)]
         )
+        yield template
     except MachineError as error:
         raise MachineError(str(error), console=template.console()) from error
     finally:
         await asyncio.shield(template.destroy())
-    return Snapshot(snapshots / f"{_PREFIX}{key}")
 
 
 def _keep(jail: Jail, snapshots: Path, key: str) -> None:
