@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import msgspec
 
-from nex.cgroups import Controllers, available
+from nex.cgroups import available
 from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Machine, MachineSpec
 from nex.drivers.process.bounds import Bounds, end_groups, group_prefix
 from nex.drivers.sandbox import host
@@ -44,7 +44,6 @@ class SandboxDriver(Driver):
         self._folder = context.state / "sandboxes"
         self._groups = group_prefix(self._folder)
         self._machines: dict[str, SandboxMachine] = {}
-        self._controllers: Controllers | None = None
         self._workshop: Workshop | None = None
         self._open = ExitStack()
         self._tasks = TaskOwner("drivers.sandbox", self._failed)
@@ -60,7 +59,7 @@ class SandboxDriver(Driver):
         except OSError as error:
             raise MachineError(f"the folder of the machines cannot be made: {error.strerror}") from error
         await asyncio.to_thread(self._remove_left)
-        self._controllers = await asyncio.to_thread(available)
+        controllers = await asyncio.to_thread(available)
         with ExitStack() as opened:
             image = await asyncio.to_thread(self._image, opened)
             launcher = Launcher(image.tree)
@@ -70,7 +69,7 @@ class SandboxDriver(Driver):
             if uids is not None:
                 opened.callback(uids.close)
             self._open = opened.pop_all()
-        self._workshop = Workshop(launcher, uids, self._folder, self._forget)
+        self._workshop = Workshop(launcher, controllers, uids, self._folder, self._forget)
 
     def _remove_left(self) -> None:
         end_groups(self._groups)
@@ -112,7 +111,8 @@ class SandboxDriver(Driver):
             raise ValueError(f"there is a machine {spec.id} already")
         if self._workshop is None:
             raise RuntimeError("the driver is not open")
-        bounds = Bounds(f"{self._groups}{spec.id}", self._controllers, self._end) if self._controllers else None
+        controllers = self._workshop.controllers
+        bounds = Bounds(f"{self._groups}{spec.id}", controllers, self._end) if controllers else None
         machine = SandboxMachine(spec, self._workshop, bounds)
         self._machines[spec.id] = machine
         return machine

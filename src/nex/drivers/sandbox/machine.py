@@ -13,13 +13,14 @@ from typing import Final
 
 import msgspec
 
-from nex.cgroups import Watch
+from nex.cgroups import Controllers, Watch
 from nex.drivers.base import Handle, Machine, MachineSpec, Resources, Usage
 from nex.drivers.process import tree
 from nex.drivers.process.bounds import Bounds
 from nex.drivers.relay import Relay
 from nex.drivers.sandbox.disk import Disk
 from nex.drivers.sandbox.launch import First, Launched, Launcher, Order
+from nex.drivers.sandbox.rlimits import most_processes
 from nex.drivers.uids import Uid, Uids
 from nex.errors import MachineError
 from nex.processes import Exit
@@ -31,8 +32,6 @@ __all__ = ["SandboxMachine", "Workshop", "agent_command", "handle_of", "reclaim"
 _log = Log("drivers.sandbox")
 _CONSOLE_LINES: Final = 100
 _MODULE: Final = "nex.agent.confined"
-_MIB: Final = 1024 * 1024
-_PIDS: Final = 1024
 
 
 class Workshop:
@@ -40,13 +39,22 @@ class Workshop:
 
     Args:
         launcher: open.
+        controllers: what control groups can bound here.
         uids: where each gets its user from; None if we are not root, and all run as our user.
         folder: of the records of machines.
         forget: is told of each machine that is destroyed.
     """
 
-    def __init__(self, launcher: Launcher, uids: Uids | None, folder: Path, forget: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        launcher: Launcher,
+        controllers: Controllers,
+        uids: Uids | None,
+        folder: Path,
+        forget: Callable[[str], None],
+    ) -> None:
         self.launcher = launcher
+        self.controllers = controllers
         self.uids = uids
         self.folder = folder
         self.forget = forget
@@ -129,6 +137,9 @@ class SandboxMachine(Machine):
         await asyncio.to_thread(self._write_record)
 
     async def _launch(self, control: int, data: int) -> Launched:
+        own_user = self._uid is not None
+        # Where a control group bounds them, it must be the first to refuse: it is heard, and the workload ended.
+        bounded = self._workshop.controllers.pids
         order = Order(
             command=agent_command(control, data),
             hostname=self.id[:63],  # as long as a name of a host may be
@@ -136,7 +147,7 @@ class SandboxMachine(Machine):
             user=(self._uid, self._uid) if self._uid is not None else None,
             cgroups=self._bounds.folders if self._bounds is not None else (),
             pass_fds=(control, data),
-            pids=self._spec.resources.pids or _PIDS,
+            pids=0 if bounded else await asyncio.to_thread(most_processes, self._spec.resources, own_user=own_user),
         )
         return await self._workshop.launcher.launch(order, self._console.append)
 
