@@ -21,7 +21,7 @@ from nex.transport.options import Greeting
 
 __all__ = ["greet"]
 
-_TIMEOUT_S: Final = 10.0
+_TIMEOUT_S: Final = 30.0
 _READ_BYTES: Final = 4096
 _INFO_LIMIT_BYTES: Final = 64 << 10
 
