@@ -19,7 +19,7 @@ from nex.processes import Child, LineReader
 
 __all__ = ["Missing", "Programs", "details", "name_of", "programs"]
 
-_VERSION = re.compile(r"\bv((\d+)\.(\d+)\.(\d+)\S*)")
+_VERSION = re.compile(r"^(?:Firecracker|Jailer) v((\d+)\.(\d+)\.(\d+)\S*)", re.MULTILINE)
 _VERSION_TIMEOUT_S = 20.0
 _RELEASES = "https://github.com/firecracker-microvm/firecracker/releases"
 _GUIDE = "see docs/howto/production/firecracker.md"
