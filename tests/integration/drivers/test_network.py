@@ -262,6 +262,41 @@ async def test_names_are_looked_up_and_renewed(servers: None) -> None:
         await one.call(PUBLIC, 443)  # machines may have been told of it a moment ago
 
 
+async def test_a_machine_that_cannot_be_renewed_keeps_no_other_from_it(servers: None) -> None:
+    addresses = [PUBLIC]
+
+    async def look_up(_: str) -> list[str]:
+        return addresses
+
+    async with _machine(_options("service.example:443"), lookup=look_up) as (network, one):
+        await network.open(TWO, user=USER)
+        namespaces.remove(Names.of(TWO).namespace)
+        addresses[:] = [OTHER]
+        with pytest.raises(MachineError, match="nft refuses the rules in"):
+            await network.renew()
+        await one.call(OTHER, 443)
+
+
+async def test_rules_are_renewed_by_themselves(servers: None) -> None:
+    asked = asyncio.Semaphore(0)
+    answers = [[OTHER]]
+
+    async def look_up(_: str) -> list[str]:
+        asked.release()
+        return answers[-1]
+
+    async with _machine(_options("service.example:443"), lookup=look_up, refresh_s=0.01) as (_, one):
+        with pytest.raises(ConnectionRefusedError):
+            await one.call(PUBLIC, 443)
+        answers.append([PUBLIC])
+        async with asyncio.timeout(20):
+            while True:
+                await asked.acquire()
+                with contextlib.suppress(ConnectionRefusedError):
+                    await one.call(PUBLIC, 443)
+                    break
+
+
 async def test_who_flushes_the_hosts_firewall_opens_nothing_and_it_comes_back(servers: None) -> None:
     async with _machine(_options(f"{PUBLIC}:443")) as (network, one):
         await nft.apply("flush ruleset\n")

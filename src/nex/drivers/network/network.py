@@ -186,10 +186,16 @@ class Network:
             return await in_thread(lambda: links.counters(Names.of(machine_id)))
 
     async def aclose(self) -> None:
-        """Take every network away that is open."""
-        for machine_id in list(self._open):
-            await self.close(machine_id)
+        """Take every network away that is open.
+
+        Raises:
+            MachineError: something stays that cannot be removed.
+        """
+        ends = await asyncio.gather(*(self.close(machine_id) for machine_id in self._open), return_exceptions=True)
         await self._tasks.aclose()
+        for end in ends:
+            if end is not None:
+                raise end
 
     def _keep(self) -> None:
         if self._keeper is None or self._keeper.done():
@@ -212,15 +218,24 @@ class Network:
         if self._table:
             await self._table.refresh()
         found = await self._policy()
-        for machine in list(self._open.values()):
-            policy = replace(found, resolvers=machine.policy.resolvers)
-            if policy != machine.policy and machine in self._open.values():
-                await nft.apply(rules.namespace_update(policy), namespace=machine.names.namespace)
-                machine.policy = policy
+        failures = [error for machine in list(self._open.values()) if (error := await self._renew(machine, found))]
         async with self._host():
             known = {machine.names.link: (machine.address, machine.policy) for machine in self._open.values()}
             if known:
                 await nft.apply(rules.host_rules(known))
+        if failures:
+            raise failures[0]
+
+    async def _renew(self, machine: _Open, found: rules.Policy) -> MachineError | None:
+        """One that cannot be renewed keeps nobody else from it."""
+        policy = replace(found, resolvers=machine.policy.resolvers)
+        if policy != machine.policy:
+            try:
+                await nft.apply(rules.namespace_update(policy), namespace=machine.names.namespace)
+            except MachineError as error:  # it may have gone meanwhile
+                return error if machine in self._open.values() else None
+            machine.policy = policy
+        return None
 
     @contextlib.asynccontextmanager
     async def _host(self) -> AsyncGenerator[None]:
