@@ -260,7 +260,7 @@ async def test_a_machine_that_does_not_turn_itself_off_is_turned_off(
 
 @pytest.mark.timeout(240)
 async def test_nothing_outlives_a_node_that_is_killed(make: MakeDriver, state: Path, guest_image: Image) -> None:
-    program = Path(__file__).with_name("qemu_node.py")
+    program = Path(__file__).with_name("programs") / "qemu_node.py"
     command = [sys.executable, str(program), str(state), str(guest_image.folder.parent)]
     own = {**os.environ, "TMPDIR": str(state)}  # what it leaves there is the test's
     node = await asyncio.to_thread(subprocess.Popen, command, stdout=subprocess.PIPE, env=own)

@@ -78,4 +78,4 @@ def test_what_is_no_device_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     _device(monkeypatch, 0o666, gid=0, kind=stat.S_IFREG)
     assert "no device" in device_trouble(Confinement())
     monkeypatch.setattr(kvm, "DEVICE", tmp_path / "kvm")
-    assert "there is no" in device_trouble(Confinement())
+    assert "there is no" in device_trouble(confinement_for(5000, "kvm"))

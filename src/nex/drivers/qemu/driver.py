@@ -103,7 +103,7 @@ class QemuDriver(Driver):
         opened = await asyncio.to_thread(OpenMedia.open, media)
         uids = self._new_uids()
         try:
-            uid = await asyncio.to_thread(uids.take) if uids is not None else None
+            uid = uids.take() if uids is not None else None
             trouble = await kvm_trouble(qemu, opened.kernel, confinement_for(uid, "kvm"), self.context.state)
         finally:
             if uids is not None:
@@ -116,8 +116,8 @@ class QemuDriver(Driver):
     def _new_uids(self) -> Uids | None:
         return Uids(*(self._options.uid_range or ())) if os.geteuid() == 0 else None
 
-    async def _take(self) -> Uid | None:
-        return await asyncio.to_thread(self._uids.take) if self._uids is not None else None
+    def _take(self) -> Uid | None:
+        return self._uids.take() if self._uids is not None else None
 
     def _give_back(self, uid: Uid | None) -> None:
         if self._uids is not None and uid is not None:
@@ -131,7 +131,7 @@ class QemuDriver(Driver):
         try:
             await maker.open(media)
             if self._options.snapshot:
-                uid = await self._take()
+                uid = self._take()
                 try:
                     folder = image_folder(self.context.images) / FOLDER
                     await maker.prepare(media, folder, confinement_for(uid, accel))
@@ -156,7 +156,7 @@ class QemuDriver(Driver):
         """For a machine: a running QEMU, as a user of its own."""
         if self._maker is None:
             raise MachineError("the qemu driver is not open")
-        uid = await self._take()
+        uid = self._take()
         if uid is not None:
             self._users[machine_id] = uid
         return await self._maker.make(resources, confinement_for(uid, self._accel), machine_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import stat
 from pathlib import Path
@@ -24,6 +25,7 @@ _TIMEOUT_S: Final = 8.0
 _ARGUMENTS: Final = "console=ttyS0 panic=-1 reboot=t quiet loglevel=1 pci=off"
 _LAST_WORDS: Final = "Unable to mount root fs"
 _FILE: Final = "kvm.json"
+_GROUP_MAY: Final = stat.S_IRGRP | stat.S_IWGRP
 
 
 class _Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,11 +39,13 @@ def confinement_for(uid: int | None, accel: Literal["kvm", "tcg"]) -> Confinemen
     """Who QEMU runs as: user ``uid``, in the group that may use KVM if it is to; None: as we are."""
     if uid is None:
         return Confinement()
+    group = uid
     if accel == "kvm":
-        status = DEVICE.stat()
-        if status.st_mode & stat.S_IRGRP and status.st_mode & stat.S_IWGRP and status.st_gid != 0:
-            return Confinement(user=(uid, status.st_gid))
-    return Confinement(user=(uid, uid))
+        with contextlib.suppress(OSError):  # no such device
+            status = DEVICE.stat()
+            if status.st_mode & _GROUP_MAY == _GROUP_MAY and status.st_gid != 0:
+                group = status.st_gid
+    return Confinement(user=(uid, group))
 
 
 def device_trouble(confinement: Confinement) -> str:
@@ -89,10 +93,12 @@ def _known(file: Path) -> _Verdict | None:
 def _keep(file: Path, verdict: _Verdict) -> None:
     new = file.with_suffix(".new")
     try:
+        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         new.write_bytes(msgspec.json.encode(verdict))
         new.replace(file)
     except OSError:  # then it is tried again
-        new.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            new.unlink()
 
 
 async def guest_trouble(
