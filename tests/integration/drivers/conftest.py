@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from agent.conftest import driver, node, obedient_service
+from agent.conftest import driver, node, obedient_service, obedient_wasm
 
-__all__ = ["driver", "node", "obedient_service"]
+__all__ = ["driver", "node", "obedient_service", "obedient_wasm"]
