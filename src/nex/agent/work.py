@@ -61,6 +61,7 @@ class Work:
         self._data: Connection | None = None
         self._exit: Exit | None = None
         self._bounds: Bounds | None = None
+        self._starting: asyncio.Task[None] | None = None
         self._told = False
         self._stopping = asyncio.Lock()
         self._is_stopping = False
@@ -82,14 +83,17 @@ class Work:
             if self._place.channels is not None:  # else its host bounds this whole machine
                 self._bounds = Bounds(self._place, request.limits, self._over)
                 self._bounds.open()
+            self._starting = asyncio.current_task()
             await self._provider.start()
             await self._put_to_work(self._provider, request)
         except BaseException as error:
             limit = self._bounds.exceeded if self._bounds else ""
             await asyncio.shield(self.stop(0.0))
-            if limit and isinstance(error, NexError):
+            if limit and isinstance(error, (NexError, asyncio.CancelledError)):
                 raise StartError(f"the workload ran into its limit of {limit} while it started") from error
             raise
+        finally:
+            self._starting = None
 
     def _workload(self, request: StartRequest, artifact: Path) -> Workload:
         folder = self._place.folder / "work"
@@ -148,7 +152,9 @@ class Work:
 
     def _over(self, limit: str) -> None:
         """The workload ran into a limit: it is ended, and the node told when it has."""
-        if not self._is_stopping:
+        if self._starting is not None:
+            self._starting.cancel()  # which tells why
+        elif not self._is_stopping:
             self._tasks.start(self._end(limit), name="limit")
 
     async def _end(self, limit: str) -> None:

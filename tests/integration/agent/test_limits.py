@@ -7,15 +7,23 @@ import os
 import subprocess
 from collections.abc import Callable, Generator
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import pytest
 
 from nex.agent.limits import Bounds
 from nex.agent.place import Place
+from nex.agent.work import Work
 from nex.cgroups import Cgroup, available
-from nex.processes import Child, Confinement
-from nex.protocol.agent import Limits
+from nex.errors import StartError
+from nex.processes import Child, Confinement, Exit
+from nex.protocol.agent import Limits, StartRequest
+from nex.providers.base import Service
 from nex.testing.hog import build_hog
+
+if TYPE_CHECKING:
+    from nex.agent.channels import Channels
+    from nex.transport.connection import Connection
 
 MIB = 1024 * 1024
 
@@ -133,6 +141,50 @@ async def test_where_the_host_bounds_the_group_only_the_disk_is_watched(
     assert child.returned is None, "to be ended by whoever was told"
     limited.bounds.kill()
     await child.kill()
+
+
+class Stuck(Service):
+    """Takes more than its share while it starts, and would never be done with that."""
+
+    async def start(self) -> None:
+        """As the seam says."""
+        confinement = self.workload.confinement
+        self.child = Child.spawn([build_hog(), "child's memory"], env={}, confinement=confinement)
+        await asyncio.Event().wait()
+
+    async def wait(self) -> Exit:
+        """As the seam says."""
+        return await self.child.wait()
+
+    async def stop(self, grace_s: float) -> Exit:
+        """As the seam says."""
+        return await self.child.stop(grace_s)
+
+
+async def test_a_start_that_runs_into_a_limit_says_so(
+    tmp_path: Path, group: Cgroup, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fetched(*_: object, into: Path, **__: object) -> None:
+        await asyncio.to_thread(into.touch)
+
+    said: list[str] = []
+    monkeypatch.setattr("nex.agent.work.fetch", fetched)
+    monkeypatch.setattr("nex.providers.registry.load", lambda _: Stuck)
+    work = Work(
+        "m1",
+        cast("Connection", None),
+        Place(tmp_path, cast("Channels", object()), Confinement(cgroups=group.folders)),
+        send=lambda subject, _: said.append(subject),
+        on_bug=lambda name, error: said.append(f"{name}: {error!r}"),
+        on_lost=lambda: said.append("lost"),
+    )
+    limits = Limits(total_memory_bytes=32 * MIB)
+    request = StartRequest(workload_id="w", namespace="n", name="n", type="stuck", digest="", size=0, limits=limits)
+    async with asyncio.timeout(20):
+        with pytest.raises(StartError, match="ran into its limit of memory while it started"):
+            await work.start(request)
+    assert group.members() == frozenset()
+    assert said == []
 
 
 async def test_what_happens_as_it_ends_is_no_over_use(limit: Limit, group: Cgroup, disk: Path) -> None:
