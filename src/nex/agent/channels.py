@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import stat
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -47,7 +48,10 @@ class Channels:
             os.close(fd)
             if isinstance(self._control, int):
                 raise MessageError("the host closed the control stream before it said hello")
-        os.write(fd, KNOCK)  # the host connects to the server while we get ready to speak to it
+        # The host connects to the server while we get ready to speak to it. A port may have its bytes before it knows
+        # that the host is there, and takes none until then.
+        while not _knocks(fd):
+            time.sleep(_LOOK_AGAIN_S)
         self._joined = fd
         return hello
 
