@@ -13,7 +13,7 @@ import signal
 import stat
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,10 @@ import pytest_asyncio
 
 from nex.drivers import registry
 from nex.drivers.base import DriverContext, Handle, Health, ImageOptions, MachineSpec, Resources
+from nex.drivers.firecracker.api import Phase, Resource
+from nex.drivers.firecracker.client import Api
 from nex.drivers.firecracker.driver import FirecrackerDriver
+from nex.drivers.firecracker.jail import API_SOCKET, Jail
 from nex.drivers.firecracker.machine import FirecrackerMachine
 from nex.drivers.process import tree
 from nex.errors import MachineError
@@ -35,6 +38,8 @@ from nex.testing.firecracker.schema import Refused, read
 from nex.testing.firecracker.server import Faults
 from nex.testing.plane import Plane, plane
 from nex.testing.processes import ended, is_alive
+
+from .network_lab import a_host_of_our_own
 
 NODE = Path(__file__).parent / "firecracker_node.py"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the jailer needs root")
@@ -241,6 +246,40 @@ async def test_an_image_that_was_changed_is_not_booted(tmp_path: Path, state: Pa
     made = DriverContext(state, options(write_programs(tmp_path)), images=ImageOptions(store=store))
     with pytest.raises(MachineError, match="vmlinux has changed"):
         await FirecrackerDriver(made).open()
+
+
+@pytest.fixture
+def host(guest_image: Image) -> Generator[None]:
+    """A host of the test's own; the image was built on the real one."""
+    with a_host_of_our_own():
+        yield
+
+
+@pytest.mark.timeout(300)  # it makes a snapshot of its own, emulated
+async def test_a_machine_with_a_network_is_alone_in_a_namespace_with_it(
+    host: None, tmp_path: Path, state: Path, guest_image: Image
+) -> None:
+    spaces = Path("/run/netns")
+    before = {*spaces.glob("nex-*")}
+    config = options(write_programs(tmp_path), network={"allow": []})
+    async with plane() as node, running(context(state, guest_image, config)) as driver:
+        machines = [await ready(driver, node, f"m{os.getpid()}x{n}") for n in range(2)]
+        seen = {Path(f"/proc/{pid}/ns/net").readlink() for pid in (os.getpid(), *(machine.pid for machine in machines))}
+        assert len(seen) == 3, "each is in another one than we and the other are"
+        for machine in machines:
+            jail = Jail(state, "firecracker", machine.id, chrooted=True)
+            configured = await _get(jail, "/vm/config")
+            assert [i["host_dev_name"] for i in configured["network-interfaces"]] == ["tap0"]
+            assert (await _get(jail, "/mmds"))["vmid"] == machine.id, "a snapshot does not keep it"
+            usage = await machine.usage()
+            assert usage.received_bytes is not None
+            assert usage.received_bytes > 0
+    assert {*spaces.glob("nex-*")} - before == set()
+
+
+async def _get(jail: Jail, path: str) -> Any:
+    everything = frozenset(Phase)
+    return await Api(lambda: jail.connect(API_SOCKET)).call(Resource("GET", path, everything))
 
 
 # ---- fingerprint

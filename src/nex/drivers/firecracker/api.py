@@ -27,7 +27,6 @@ __all__ = [
     "MACHINE",
     "METADATA",
     "METADATA_SERVICE",
-    "METRICS",
     "OLDEST_VERSION",
     "RATE_LIMITER",
     "RESOURCES",
@@ -204,7 +203,6 @@ LOGGER: Final = Resource(
         "module": _text(),
     },
 )
-METRICS: Final = Resource("PUT", "/metrics", _BEFORE, {"metrics_path": _text(required=True)})
 MACHINE: Final = Resource(
     "PUT",
     "/machine-config",
@@ -332,7 +330,6 @@ LOAD_SNAPSHOT: Final = Resource(
 RESOURCES: Final = (
     DESCRIBE,
     LOGGER,
-    METRICS,
     MACHINE,
     BOOT_SOURCE,
     DRIVE,

@@ -76,6 +76,8 @@ class Microvm:
                 "vmm_version": self._version,
                 "app_name": "Firecracker",
             }
+        if path == "/mmds":
+            return self._metadata or {}
         known = self._configuration
         return {
             "machine-config": known.machine,

@@ -177,6 +177,7 @@ BODIES: dict[tuple[str, str], Any] = {
     ("PUT", "/snapshot/load"): SnapshotLoadParams,
     ("GET", "/"): None,
     ("GET", "/version"): None,
+    ("GET", "/mmds"): None,
     ("GET", "/vm/config"): None,
 }
 """The type of each call's body; None is no body. Calls that are not here are refused."""
