@@ -17,8 +17,10 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
-from nex.errors import MessageError
+from nex.cgroups import Cgroup
+from nex.errors import MachineError, MessageError
 from nex.processes import (
     Exit,
     become_subreaper,
@@ -49,6 +51,7 @@ class ForkServer:
         self._agent = agent
         self._machines: dict[int, str] = {}  # by the agent's process id
         self._ended: dict[str, Exit] = {}  # the agent is gone, perhaps not yet all below it
+        self._groups: dict[str, tuple[str, ...]] = {}  # of the machines that there are
         self._stopping = False
         self._wake, self._woken = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
@@ -69,6 +72,9 @@ class ForkServer:
                         else:
                             self._obey()
         kill_all_below()
+        for folders in self._groups.values():  # nobody else is left to do it, if our driver was killed
+            with contextlib.suppress(MachineError):
+                Cgroup.at(map(Path, folders)).remove()
 
     def _stop(self, *_: object) -> None:
         self._stopping = True
@@ -110,6 +116,7 @@ class ForkServer:
             self._tell(ForkEvent(verb="failed", machine_id=order.machine_id, text=os.strerror(error.errno or 0)))
             return
         self._machines[pid] = order.machine_id
+        self._groups[order.machine_id] = order.cgroups
         self._tell(ForkEvent(verb="forked", machine_id=order.machine_id, pid=pid))
 
     def _reap(self) -> None:
@@ -126,6 +133,7 @@ class ForkServer:
         if not strays:
             for machine_id, how in self._ended.items():
                 self._tell(ForkEvent(verb="ended", machine_id=machine_id, code=how.code, signal=how.signal))
+                self._groups.pop(machine_id, None)  # the driver's
             self._ended.clear()
 
 

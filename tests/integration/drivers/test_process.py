@@ -134,6 +134,7 @@ async def test_a_killed_node_takes_everything_along(tmp_path: Path, obedient_ser
     await all_gone(below)
     await reader.wait()
     assert (state / "machines" / "m1").is_dir(), "the folder is for the next run to remove"
+    assert find(group_prefix(state / "machines")) == []
     later = ProcessDriver(DriverContext(state))
     await later.reclaim(handle)
     assert list((state / "machines").iterdir()) == []
