@@ -26,6 +26,7 @@ from nex.drivers.base import DriverContext, Handle, Health, ImageOptions, Machin
 from nex.drivers.firecracker.api import Phase, Resource
 from nex.drivers.firecracker.client import Api
 from nex.drivers.firecracker.driver import FirecrackerDriver
+from nex.drivers.firecracker.guard import Guard
 from nex.drivers.firecracker.jail import API_SOCKET, Jail
 from nex.drivers.firecracker.machine import FirecrackerMachine
 from nex.drivers.process import tree
@@ -42,6 +43,7 @@ from nex.testing.processes import ended, is_alive
 from .network_lab import a_host_of_our_own
 
 NODE = Path(__file__).parent / "firecracker_node.py"
+GUARDED = Path(__file__).parent / "firecracker_guarded.py"
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the jailer needs root")
 pytestmark = needs_root
 
@@ -335,6 +337,40 @@ async def test_without_an_image_the_driver_says_how_to_get_one(tmp_path: Path, s
 
 
 # ---- what is killed
+
+
+async def test_the_guard_ends_what_has_changed_its_user_when_its_node_is_killed() -> None:
+    reader, writer = os.pipe()
+    told: asyncio.Queue[str] = asyncio.Queue()
+    lines = LineReader(reader, told.put_nowait)
+    child = Child.spawn((sys.executable, GUARDED), env=dict(os.environ), stdout=writer, stderr=None)
+    os.close(writer)
+    async with asyncio.timeout(30):
+        pids = [int(word) for word in (await told.get()).split()]
+        while "65533" not in status(pids[0], "Uid"):  # noqa: ASYNC110 - another's progress
+            await asyncio.sleep(0.01)
+    assert all(is_alive(pid) for pid in pids)
+    await child.kill()
+    lines.close()
+    for pid in pids:
+        await ended(pid)
+
+
+async def test_a_guard_lets_go_of_what_has_ended_and_tells_when_it_is_gone() -> None:
+    guard = Guard()
+    with pytest.raises(MachineError, match="not open"):
+        guard.watch(os.getpid())
+    await guard.open()
+    watched = Child.spawn(("sleep", "600"), env={"PATH": os.defpath})
+    guard.watch(watched.pid)
+    await watched.kill()
+    os.kill(guard.pid, signal.SIGKILL)
+    await ended(guard.pid)
+    other = Child.spawn(("sleep", "600"), env={"PATH": os.defpath})
+    with pytest.raises(MachineError, match="the guard of the VMMs is gone"):
+        guard.watch(other.pid)
+    await other.kill()
+    await guard.close()
 
 
 async def test_nothing_outlives_a_node_that_is_killed(tmp_path: Path, state: Path, guest_image: Image) -> None:
