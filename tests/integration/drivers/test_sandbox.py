@@ -8,6 +8,7 @@ import asyncio
 import os
 import signal
 import sys
+import tempfile
 from collections.abc import AsyncGenerator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from nex.drivers.process import tree
 from nex.drivers.process.bounds import group_prefix
 from nex.drivers.sandbox import host
 from nex.drivers.sandbox.driver import SandboxDriver
+from nex.drivers.sandbox.launch import Launcher, Order
 from nex.drivers.sandbox.trial import trial
 from nex.errors import MachineError
 from nex.images.image import Image
@@ -220,6 +222,29 @@ async def test_a_bubblewrap_that_does_not_work_is_told(monkeypatch: pytest.Monke
     assert found.health is Health.UNHEALTHY
     assert found.reason
     assert found.remedy
+
+
+async def test_a_bubblewrap_that_is_too_old_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:  # where the user of a machine can run it
+        old = Path(name, "bwrap")
+        old.write_text("#!/bin/sh\necho bwrap: Unknown option --disable-userns >&2\nexit 1\n")
+        for path in (old, old.parent):
+            path.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{name}:{os.environ['PATH']}")
+        found = await host.fingerprint()
+    assert found.health is Health.UNHEALTHY
+    assert found.reason.startswith("bubblewrap is too old: ")
+    assert "0.8" in found.remedy
+
+
+async def test_a_control_group_that_is_gone_is_told(guest_image: Image, tmp_path: Path) -> None:
+    launcher = Launcher(guest_image.tree)
+    await launcher.open()
+    try:
+        with pytest.raises(MachineError, match="cannot enter its user, control groups"):
+            await launcher.launch(Order(["/usr/bin/true"], "m1", 1 << 20, cgroups=(tmp_path / "gone",)), print)
+    finally:
+        launcher.close()
 
 
 async def test_what_a_sandbox_costs_can_be_measured() -> None:

@@ -67,7 +67,7 @@ async def fingerprint() -> Fingerprint:
         async with trial(controllers) as tried:
             await tried.sandboxed()
     except MachineError as error:
-        why, remedy = await asyncio.to_thread(_diagnose)
+        why, remedy = await asyncio.to_thread(_diagnose, str(error))
         return Fingerprint(Health.UNHEALTHY, f"{why}: {error}" if why else str(error), remedy, details)
     return Fingerprint(Health.HEALTHY, details=details)
 
@@ -91,8 +91,10 @@ def _limits(controllers: Controllers) -> dict[str, str]:
     return details | {"limit_disk": "tmpfs"}
 
 
-def _diagnose() -> tuple[str, str]:
-    """What forbids sandboxes here, and what to do about it; empty if nothing known does."""
+def _diagnose(told: str) -> tuple[str, str]:
+    """What forbids sandboxes here, and what to do about it; empty if nothing known does. ``told``: how one failed."""
+    if "Unknown option" in told:
+        return "bubblewrap is too old", "install bubblewrap 0.8 or newer"
     if os.geteuid() != 0 or _read("user/max_user_namespaces") == "0":
         for name, bad, reason, remedy in _SYSCTLS:
             if _read(name) == bad:

@@ -9,6 +9,8 @@ import platform
 import resource
 import select
 import signal
+import subprocess
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +27,7 @@ from nex.processes import Child, Exit, LineReader, children_of
 __all__ = ["First", "Launched", "Launcher", "Order"]
 
 _START_TIMEOUT_S: Final = 20.0
+_CONSOLE_LINES: Final = 20
 _KILL_TIMEOUT_S: Final = 10.0
 _FILES: Final = 4096
 _GONE: Final = -1
@@ -61,6 +64,11 @@ class First:
         self.pid = pid
         self.started_ticks = started_ticks
 
+    def is_gone(self) -> bool:
+        """Whether it has ended and was waited for; so has all else then."""
+        ticks = _ticks(self.pid)
+        return ticks == _GONE or ticks != self.started_ticks
+
     def kill(self, timeout_s: float = _KILL_TIMEOUT_S) -> bool:
         """KILL it and wait until all that is in the sandbox is gone. Blocks. Whether that is so."""
         try:
@@ -69,7 +77,7 @@ class First:
             return True
         try:
             # Its id may be another's by now. It cannot become another's while this file is open.
-            if _ticks(self.pid) != self.started_ticks:
+            if self.is_gone():
                 return True
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(fd, signal.SIGKILL)
@@ -95,7 +103,8 @@ class Launched:
     async def wait(self) -> Exit:
         """Wait until all in the sandbox is gone, and all it printed was read."""
         how = await self.outer.wait()
-        if not await asyncio.to_thread(self.first.kill):
+        # Bubblewrap has waited for it, if nothing killed bubblewrap before.
+        if not (self.first.is_gone() or await asyncio.to_thread(self.first.kill)):
             raise MachineError(f"process {self.first.pid} of a sandbox cannot be killed")
         await self.console.wait()
         return Exit(-1, how.code - _SIGNALLED) if how.code > _SIGNALLED else how
@@ -143,7 +152,13 @@ class Launcher:
         """
         console, printed = os.pipe()
         told, info = os.pipe()
-        reader = LineReader(console, on_line)
+        printed_last: deque[str] = deque(maxlen=_CONSOLE_LINES)
+
+        def keep(line: str) -> None:
+            printed_last.append(line)
+            on_line(line)
+
+        reader = LineReader(console, keep)
         answers: list[str] = []
         answer = LineReader(told, answers.append)
         try:
@@ -152,14 +167,22 @@ class Launcher:
             finally:
                 os.close(info)
                 os.close(printed)
-        except OSError as error:
+        except BaseException as error:
             reader.close()
             answer.close()
-            raise MachineError(f"{error.filename or 'bubblewrap'} cannot be run: {error.strerror}") from error
+            if isinstance(error, OSError):
+                raise MachineError(f"{error.filename or 'bubblewrap'} cannot be run: {error.strerror}") from error
+            if isinstance(error, subprocess.SubprocessError):  # it does not say what
+                raise MachineError("bubblewrap cannot enter its user, control groups or limits") from error
+            raise
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await answer.wait()
-                return Launched(outer, await _first(outer, "".join(answers)), reader)
+                if (first := _first(outer, "".join(answers))) is None:
+                    how = await outer.wait()
+                    await reader.wait()
+                    raise MachineError(f"bubblewrap has ended with {how}", console="\n".join(printed_last))  # noqa: TRY301
+                return Launched(outer, first, reader)
         except BaseException as error:
             await outer.kill()
             answer.close()
@@ -204,12 +227,12 @@ class _Info(msgspec.Struct):
     child: int = msgspec.field(name="child-pid")
 
 
-async def _first(outer: Child, told: str) -> First:
-    """The first process, which bubblewrap has told of."""
+def _first(outer: Child, told: str) -> First | None:
+    """The first process, if bubblewrap got so far as to tell of it."""
     try:
         pid = msgspec.json.decode(told, type=_Info).child
     except msgspec.DecodeError:
-        raise MachineError(f"bubblewrap has ended with {await outer.wait()}") from None
+        return None
     # One that bubblewrap has waited for already is gone, and its id may be anybody's.
     return First(pid, _ticks(pid) if pid in children_of(outer.pid) else _GONE)
 
