@@ -166,12 +166,16 @@ class ArtifactError(NexError):
 
 
 class MachineError(NexError):
-    """A driver could not make, start or keep a machine; ``console`` is the tail of what it printed."""
+    """A driver could not make, start or keep a machine.
+
+    ``console`` is the tail of what it printed, and ``text`` the message without it.
+    """
 
     code = "machine"
     retryable = True
 
     def __init__(self, message: str, *, console: str = "") -> None:
+        self.text = message
         self.console = console
         super().__init__(f"{message}; it printed: {console}" if console else message)
 

@@ -32,21 +32,27 @@ __all__ = [
     "hide_from_debuggers",
     "kill_all_below",
     "reap_adopted",
+    "seclude",
 ]
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
+_CLONE_NEWIPC, _CLONE_NEWNET = 0x0800_0000, 0x4000_0000
 _FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)
 _own: set[int] = set()  # the children that a Child reaps
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _prctl(option: int, value: int) -> None:
-    if _libc.prctl(option, value, 0, 0, 0) != 0:
+def _checked(result: int) -> None:
+    if result != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def _prctl(option: int, value: int) -> None:
+    _checked(_libc.prctl(option, value, 0, 0, 0))
 
 
 def die_with_parent(parent: int, sig: int = signal.SIGKILL) -> None:
@@ -111,6 +117,15 @@ def enter_cgroups(folders: Iterable[str | Path]) -> None:
             os.close(fd)
 
 
+def seclude() -> None:
+    """Leave the host's network, its abstract sockets, shared memory and message queues, for empty ones of our own.
+
+    Raises:
+        OSError: only root may, and not in every container.
+    """
+    _checked(_libc.unshare(_CLONE_NEWNET | _CLONE_NEWIPC))
+
+
 @dataclass(frozen=True, slots=True)
 class Exit:
     """How a process ended: ``code`` is the exit code, or -1 if ``signal`` ended it.
@@ -143,14 +158,18 @@ class Confinement:
     """As whom, and in which control group, a child runs somebody else's code; nothing here changes nothing.
 
     ``user`` is a user and a group id, which only root can give. ``cgroups`` are folders of control groups to move to.
+    ``secluded``: it reaches no network, which only root can arrange, too (`seclude`).
     """
 
     user: tuple[int, int] | None = None
     cgroups: tuple[Path, ...] = ()
+    secluded: bool = False
 
     def enter(self) -> None:
         """In the child, before it runs anything else: for good, and without a way back to privileges."""
         enter_cgroups(self.cgroups)
+        if self.secluded:
+            seclude()
         if self.user is not None:
             os.setgroups([])
             os.setresgid(self.user[1], self.user[1], self.user[1])

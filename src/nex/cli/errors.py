@@ -94,7 +94,7 @@ def report(error: BaseException, *, stream: TextIO, as_json: bool, debug: bool) 
 def _describe(error: BaseException, *, debug: bool) -> tuple[str, str]:
     match error:
         case MachineError() if error.console and not debug:
-            return error.code, f"{str(error).partition('; it printed: ')[0]}; it printed last: {_last(error.console)}"
+            return error.code, f"{error.text}; it printed last: {_last(error.console)}"
         case NexError():
             return error.code, str(error)
         case click.exceptions.NoArgsIsHelpError():

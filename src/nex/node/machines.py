@@ -182,7 +182,7 @@ class MachinePool:
         self._tell_takers()
         delay_s = backoff_s(self._failures - 1)
         console = error.console if isinstance(error, MachineError) else ""
-        text = str(error).partition("; it printed: ")[0]
+        text = error.text if isinstance(error, MachineError) else str(error)
         _log.error("machine_failed", f"a machine could not be made: {text}", retry_s=delay_s, console=console)
         await asyncio.sleep(delay_s)
 

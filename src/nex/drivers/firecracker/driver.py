@@ -153,7 +153,7 @@ class FirecrackerDriver(Driver):
         programs = await host.programs(self._options)
         guest = await self._find_guest()
         try:
-            await asyncio.to_thread(self._hold_image, guest)
+            await asyncio.to_thread(self._leases.enter_context, guest.media.held(self.context.images))
             await asyncio.to_thread(self._make_base)
             await self._sweep(programs.firecracker.name)
             await self._guard.open()
@@ -165,12 +165,6 @@ class FirecrackerDriver(Driver):
         except BaseException:
             await asyncio.shield(self.close())
             raise
-
-    def _hold_image(self, guest: Guest) -> None:
-        store = store_of(self.context.images)
-        image = store.get(guest.media.image)
-        self._leases.enter_context(store.lease(image))
-        store.verify(image)
 
     async def _provide_snapshot(self, made: Host, programs: host.Programs) -> None:
         design = self._design(self.context.template)

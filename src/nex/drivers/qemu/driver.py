@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -21,7 +22,7 @@ from nex.drivers.base import (
 )
 from nex.drivers.process import tree
 from nex.drivers.qemu.binary import INSTALL, Qemu, QemuMissing, find_qemu
-from nex.drivers.qemu.kvm import confinement_for, kvm_trouble
+from nex.drivers.qemu.kvm import confinement_for, kvm_trouble, seclusion_trouble
 from nex.drivers.qemu.machine import QemuMachine
 from nex.drivers.qemu.maker import Maker
 from nex.drivers.qemu.media import Media, OpenMedia, image_folder
@@ -30,6 +31,7 @@ from nex.drivers.qemu.store import FOLDER
 from nex.drivers.qemu.vm import Vm
 from nex.drivers.uids import Uid, Uids
 from nex.errors import MachineError, NexError
+from nex.processes import Confinement
 
 __all__ = ["QemuDriver"]
 
@@ -48,7 +50,7 @@ class _Accel:
 class QemuDriver(Driver):
     """Restores machines from a snapshot that `open` takes, or finds where an earlier run has left it.
 
-    When the node runs as root, each QEMU runs as a user of its own.
+    When the node runs as root, each QEMU runs as a user of its own, with an empty network of its own.
 
     Raises:
         UsageError: the configuration has an option that is unknown or wrong.
@@ -64,6 +66,8 @@ class QemuDriver(Driver):
         self._users: dict[str, Uid] = {}
         self._machines: dict[str, QemuMachine] = {}
         self._accel: Literal["kvm", "tcg"] = "tcg"
+        self._secluded = False
+        self._leases = ExitStack()
         self._maker: Maker | None = None
 
     async def fingerprint(self) -> Fingerprint:
@@ -86,7 +90,14 @@ class QemuDriver(Driver):
         except MachineError as error:
             return Fingerprint(Health.UNHEALTHY, str(error), 'accel = "auto" falls back to emulation')
         named = {name: str(path) for name, path in media.named.items()}
-        details = {"version": qemu.version, "accel": str(accel), "image": media.image[:12], **named}
+        shared = await seclusion_trouble()
+        details = {
+            "version": qemu.version,
+            "accel": str(accel),
+            "image": media.image[:12],
+            "network": f"the host's: {shared}" if shared else "none",
+            **named,
+        }
         return Fingerprint(Health.HEALTHY, details=details)
 
     async def _media(self) -> Media:
@@ -104,7 +115,8 @@ class QemuDriver(Driver):
         uids = self._new_uids()
         try:
             uid = uids.take() if uids is not None else None
-            trouble = await kvm_trouble(qemu, opened.kernel, confinement_for(uid, "kvm"), self.context.state)
+            confinement = confinement_for(uid, "kvm", secluded=self._secluded)
+            trouble = await kvm_trouble(qemu, opened.kernel, confinement, self.context.state)
         finally:
             if uids is not None:
                 uids.close()
@@ -124,21 +136,24 @@ class QemuDriver(Driver):
             self._uids.give_back(uid)
 
     async def open(self) -> None:
-        """Find QEMU and the image, have a snapshot."""
+        """Find QEMU and the image, verify that, have a snapshot."""
+        self._secluded = not await seclusion_trouble()
         qemu, media = await find_qemu(self._options.qemu), await self._media()
         accel = self._accel = (await self._choose(qemu, media)).name
         maker = Maker(qemu, accel, self.context.template, extra_arguments=self._options.kernel_arguments)
         try:
+            await asyncio.to_thread(self._leases.enter_context, media.held(self.context.images))
             await maker.open(media)
             if self._options.snapshot:
                 uid = self._take()
                 try:
                     folder = image_folder(self.context.images) / FOLDER
-                    await maker.prepare(media, folder, confinement_for(uid, accel))
+                    await maker.prepare(media, folder, self._confinement(uid))
                 finally:
                     self._give_back(uid)
         except BaseException:
             maker.close()
+            self._leases.close()
             raise
         self._maker = maker
 
@@ -159,7 +174,10 @@ class QemuDriver(Driver):
         uid = self._take()
         if uid is not None:
             self._users[machine_id] = uid
-        return await self._maker.make(resources, confinement_for(uid, self._accel), machine_id)
+        return await self._maker.make(resources, self._confinement(uid), machine_id)
+
+    def _confinement(self, uid: Uid | None) -> Confinement:
+        return confinement_for(uid, self._accel, secluded=self._secluded)
 
     def forget(self, machine_id: str) -> None:
         """For a machine: it is destroyed, and its user free for another."""
@@ -188,6 +206,7 @@ class QemuDriver(Driver):
         if self._maker is not None:
             self._maker.close()
             self._maker = None
+        self._leases.close()
         if self._uids is not None:
             self._uids.close()
         for failure in failures:

@@ -15,9 +15,9 @@ from nex.drivers.process.tree import boot_id
 from nex.drivers.qemu.binary import Qemu
 from nex.drivers.qemu.console import Console
 from nex.errors import MachineError
-from nex.processes import Child, Confinement
+from nex.processes import Child, Confinement, seclude
 
-__all__ = ["DEVICE", "confinement_for", "device_trouble", "guest_trouble", "kvm_trouble"]
+__all__ = ["DEVICE", "confinement_for", "device_trouble", "guest_trouble", "kvm_trouble", "seclusion_trouble"]
 
 DEVICE: Final = Path("/dev/kvm")
 
@@ -35,8 +35,11 @@ class _Verdict(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     trouble: str
 
 
-def confinement_for(uid: int | None, accel: Literal["kvm", "tcg"]) -> Confinement:
-    """Who QEMU runs as: user ``uid``, in the group that may use KVM if it is to; None: as we are."""
+def confinement_for(uid: int | None, accel: Literal["kvm", "tcg"], *, secluded: bool = False) -> Confinement:
+    """Who QEMU runs as: user ``uid``, in the group that may use KVM if it is to; None: as we are.
+
+    ``secluded``: it has no network and shares no memory with others (`seclusion_trouble` tells whether that can be).
+    """
     if uid is None:
         return Confinement()
     group = uid
@@ -45,7 +48,22 @@ def confinement_for(uid: int | None, accel: Literal["kvm", "tcg"]) -> Confinemen
             status = DEVICE.stat()
             if status.st_mode & _GROUP_MAY == _GROUP_MAY and status.st_gid != 0:
                 group = status.st_gid
-    return Confinement(user=(uid, group))
+    return Confinement(user=(uid, group), secluded=secluded)
+
+
+async def seclusion_trouble() -> str:
+    """Why QEMU cannot be secluded here, if so; else empty. Tried in a process of its own, for there is no way back."""
+    if os.geteuid() != 0:
+        return "the node does not run as root"
+    how = await Child.fork(_try_to_seclude).wait()
+    return "" if how.code == 0 else f"{os.strerror(how.code)}: a container without CAP_SYS_ADMIN?"
+
+
+def _try_to_seclude() -> None:
+    try:
+        seclude()
+    except OSError as error:
+        raise SystemExit(error.errno) from None
 
 
 def device_trouble(confinement: Confinement) -> str:

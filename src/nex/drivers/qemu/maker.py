@@ -61,6 +61,7 @@ class Maker:
         self._means: _Means | None = None
         self._snapshot: Snapshot | None = None
         self._why_none = "the configuration says so (snapshot = false)"
+        self._said = ""
 
     async def open(self, media: Media) -> None:
         """Open the files that guests boot.
@@ -79,8 +80,12 @@ class Maker:
         try:
             await self._prepare(media, SnapshotStore(folder), confinement)
         except MachineError as error:
-            self._why_none = str(error)
-            _log.error("snapshot_failed", f"machines boot one by one, there is no snapshot: {error}")
+            self._why_none = error.text
+            _log.error(
+                "snapshot_failed",
+                f"machines boot one by one, there is no snapshot: {error.text}",
+                console=error.console,
+            )
 
     async def _prepare(self, media: Media, store: SnapshotStore, confinement: Confinement) -> None:
         parts = await asyncio.to_thread(self._parts, media)
@@ -104,7 +109,7 @@ class Maker:
     def _parts(self, media: Media) -> dict[str, str]:
         """Everything that must be the same for a machine to go on from a snapshot."""
         board = self._board
-        return media.parts() | {
+        return self._opened.media.parts(media) | {
             "nex": __version__,
             "qemu": self._qemu.identity,
             "board": f"{BOARD_VERSION} {board.accel}",
@@ -144,11 +149,17 @@ class Maker:
             except TimeoutError:
                 why = f"restoring it took over {_RESTORE_TIMEOUT_S:g} s"
             except MachineError as error:
-                why = str(error)
+                why = error.text
         elif self._snapshot is not None:
             why = f"the snapshot is of a machine with other resources: {self._board}"
-        _log.warn("machine_boots", f"a machine is booted instead of restored: {why}", machine=machine_id)
+        self._say(why, machine_id)
         return await Vm.boot(self._qemu.path, board, self._boot(board), confinement)
+
+    def _say(self, why: str, machine_id: str) -> None:
+        """That a machine boots is never silent, and for the same reason again no news."""
+        say = _log.info if why == self._said else _log.warn
+        self._said = why
+        say("machine_boots", f"a machine is booted instead of restored: {why}", machine=machine_id)
 
     @property
     def restores(self) -> bool:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Self
 
@@ -58,6 +59,19 @@ class Media:
         """For the kernel's command line: where the root is."""
         return boot_arguments(self.rootfs_type)
 
+    @contextlib.contextmanager
+    def held(self, images: ImageOptions) -> Iterator[None]:
+        """Keep the image from being removed meanwhile, when all of it has been found to be as it was built. Blocks.
+
+        Raises:
+            MachineError: it is not, or it is gone.
+        """
+        store = ImageStore(image_folder(images))
+        image = store.get(self.image)
+        with store.lease(image):
+            store.verify(image)
+            yield
+
     def parts(self) -> dict[str, str]:
         """What names these files' contents. Blocks: what the user names is read.
 
@@ -102,6 +116,11 @@ class OpenMedia:
                 os.close(fd)
             raise MachineError(f"{path} cannot be read: {error.strerror}") from error
         return cls(*fds)
+
+    def parts(self, media: Media) -> dict[str, str]:
+        """What `Media.parts` says, of the very files that are open, whatever has taken their names since."""
+        fds = {"kernel": self.kernel, "rootfs": self.rootfs}
+        return replace(media, named={name: Path(f"/proc/self/fd/{fds[name]}") for name in media.named}).parts()
 
     def close(self) -> None:
         """Guests that have booted go on."""

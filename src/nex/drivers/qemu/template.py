@@ -41,7 +41,8 @@ async def take_snapshot(
                 await vm.until_waiting()
                 await vm.save(state)
         except (TimeoutError, MachineError) as error:
-            text = str(error) or f"it did not wait for its hello within {timeout_s:g} s"
+            late = f"it did not wait for its hello within {timeout_s:g} s"
+            text = error.text if isinstance(error, MachineError) else late
             raise MachineError(f"a machine cannot be snapshot: {text}", console=vm.console.tail) from error
         finally:
             await asyncio.shield(vm.close())  # sealing is refused while it has the memory mapped

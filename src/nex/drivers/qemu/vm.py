@@ -193,7 +193,7 @@ async def _kept(vm: Vm) -> AsyncGenerator[None]:
     except BaseException as error:
         await asyncio.shield(vm.close())
         if isinstance(error, MachineError):
-            raise MachineError(str(error), console=vm.console.tail) from error
+            raise MachineError(error.text, console=vm.console.tail) from error
         raise
 
 

@@ -84,7 +84,7 @@ class SharedTree:
 
     def confinement(self, user: tuple[int, int] | None, cgroups: tuple[Path, ...]) -> Confinement:
         """How to start what is to see the files."""
-        return TreeConfinement(user, cgroups, self.namespace)
+        return TreeConfinement(user, cgroups, namespace=self.namespace)
 
     def close(self) -> None:
         """Let go of the namespace. Safe to call twice."""
