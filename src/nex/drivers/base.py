@@ -62,12 +62,13 @@ class Capabilities:
 
     ``isolates``: strangers' code is safe inside. ``strength`` orders the drivers when the node may choose: the
     strongest that works is taken. ``handshake_s`` is how long the agent of a new machine may take to report, slow
-    hosts included, before the machine counts as broken.
+    hosts included, before the machine counts as broken; ``ping_s`` how long an agent may take to answer a ping.
     """
 
     isolates: bool
     strength: int = 0
     handshake_s: float = 60.0
+    ping_s: float = 5.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,7 +86,7 @@ class NodeConfig:
     restore: bool = True
     artifact_cache_mib: int = 1024
     agent_handshake_timeout_ms: int | None = None
-    agent_ping_timeout_ms: int = 750
+    agent_ping_timeout_ms: int | None = None
     agent_start_timeout_ms: int = 30000
     stop_grace_ms: int = 5000
     leafnode: Leafnode = Leafnode()

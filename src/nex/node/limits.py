@@ -65,13 +65,16 @@ def workload_share(request: DeployRequest, template: Resources) -> Resources:
     )
 
 
-def workload_limits(request: DeployRequest, bounds: WorkloadLimits, share: Resources, *, max_payload: int) -> Limits:
+def workload_limits(
+    request: DeployRequest, bounds: WorkloadLimits, share: Resources, *, start_s: float, max_payload: int
+) -> Limits:
     """What the workload gets: what its request asks for, within the node's bounds, else the node's defaults.
 
     Args:
         request: the deploy.
         bounds: the node's.
         share: what of its machine it gets.
+        start_s: how long it may take to start.
         max_payload: what a message of the public system may hold, in bytes.
 
     Raises:
@@ -79,6 +82,7 @@ def workload_limits(request: DeployRequest, bounds: WorkloadLimits, share: Resou
     """
     return Limits(
         timeout_s=_asked("timeout_ms", request.timeout_ms, bounds.timeout_ms, bounds.max_timeout_ms) / 1000,
+        start_s=start_s,
         memory_bytes=_memory_mib(request, bounds, share) * _MIB,
         parallel=_asked("parallel", request.parallel, bounds.parallel, bounds.max_parallel),
         queue=bounds.queue,

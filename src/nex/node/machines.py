@@ -64,8 +64,8 @@ class MachinePool:
         self._plane = plane
         self._state = state
         self._config = config
-        configured_ms = config.agent_handshake_timeout_ms
-        self._handshake_s = configured_ms / 1000 if configured_ms else driver.capabilities.handshake_s
+        self._handshake_s = _seconds(config.agent_handshake_timeout_ms) or driver.capabilities.handshake_s
+        self._ping_s = _seconds(config.agent_ping_timeout_ms) or driver.capabilities.ping_s
         self._links: dict[str, AgentLink] = {}
         self._warm: deque[AgentLink] = deque()
         self._takers: deque[_Taker] = deque()
@@ -243,7 +243,7 @@ class MachinePool:
                         group.create_task(self._ping(link))
 
     async def _ping(self, link: AgentLink) -> None:
-        await link.ping(self._config.agent_ping_timeout_ms / 1000)
+        await link.ping(self._ping_s)
         if link.missed_pings == _MISSED_PINGS:
             text = f"an agent left {_MISSED_PINGS} pings unanswered; its machine is destroyed"
             _log.error("agent_silent", text, machine=link.id)
@@ -316,6 +316,10 @@ class MachinePool:
 
     def _bug(self, where: str, error: BaseException) -> None:
         _log.error("bug", f"{where} failed: {error!r}", error=error)
+
+
+def _seconds(configured_ms: int | None) -> float | None:
+    return configured_ms / 1000 if configured_ms else None
 
 
 def _tail(link: AgentLink) -> str:

@@ -117,7 +117,13 @@ def check_order(
             f"artifacts that it cannot verify only when {_KEY} is set in its configuration"
         )
     share = workload_share(request, config.machine_template)
-    limits = workload_limits(request, config.workload_limits, share, max_payload=rules.max_payload)
+    limits = workload_limits(
+        request,
+        config.workload_limits,
+        share,
+        start_s=config.agent_start_timeout_ms / 1000,
+        max_payload=rules.max_payload,
+    )
     return Order(namespace=namespace, request=request, claims=claims, share=share, limits=limits, raw=raw)
 
 

@@ -30,6 +30,7 @@ from nex.telemetry.logs import Log
 __all__ = ["Workload"]
 
 _log = Log("node.workload")
+_START_SLACK_S = 10.0  # so that the agent can say itself what was not ready in time
 _KILLED = Exit(-1, signal.SIGKILL)
 _STOPPED_EARLY = "The workload was stopped before it had started"
 
@@ -257,12 +258,11 @@ class Workload:
     async def _start_in(self, link: AgentLink, artifact: Artifact) -> None:
         means = self._means
         direct = means.leaf is not None and means.leaf.is_up and self.order.is_function
-        timeout_s = means.config.agent_start_timeout_ms / 1000
         saving = self._tasks.start(self._save(), name="save")
         try:
             request = start_request(means, self.id, self.order, artifact, link, direct=direct)
             await link.machine.restrict(self.order.share)
-            await link.start(request, artifact.path, self, timeout_s=timeout_s)
+            await link.start(request, artifact.path, self, timeout_s=request.limits.start_s + _START_SLACK_S)
         except MachineError as error:
             if reason := self._exceeded(link):  # another machine would not change that
                 raise RefusedError(reason) from error

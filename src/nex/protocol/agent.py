@@ -115,13 +115,15 @@ class ArtifactRequest(Message, frozen=True):
 class Limits(Message, frozen=True):
     """What one workload may use.
 
-    ``memory_bytes`` is per call for functions, per process for services. The last four are of the workload as a whole,
-    for agents that bound it themselves (in a microVM): CPU time in CPUs, memory with all that it keeps in memory (also
-    files), processes with threads, files on disk. 0 is as much as the machine has. Over-use of the last three ends the
-    workload (`ServiceExit`); what is over ``cpus`` waits.
+    ``timeout_s`` is for a call, ``start_s`` for a function to load. ``memory_bytes`` is per call for functions, per
+    process for services. The last four are of the workload as a whole, for agents that bound it themselves (in a
+    microVM): CPU time in CPUs, memory with all that it keeps in memory (also files), processes with threads, files on
+    disk. 0 is as much as the machine has. Over-use of the last three ends the workload (`ServiceExit`); what is over
+    ``cpus`` waits.
     """
 
     timeout_s: float = 5.0
+    start_s: float = 30.0
     memory_bytes: int = 128 * 1024 * 1024
     parallel: int = 1
     queue: int = 1024

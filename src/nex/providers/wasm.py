@@ -23,8 +23,6 @@ from nex.providers.workers import WorkerPool
 
 __all__ = ["WasmProvider"]
 
-_COMPILE_TIMEOUT_S = 60.0
-
 
 class WasmProvider(PooledFunction):
     """Runs a WebAssembly function."""
@@ -36,9 +34,7 @@ class WasmProvider(PooledFunction):
 
     async def start(self) -> None:
         """As the seam says. The module is compiled once, in a process of its own, for all workers there will be."""
-        compiler = WorkerPool(
-            self._launch_compiler, self._load, limits=self._limits, log=self.log, load_timeout_s=_COMPILE_TIMEOUT_S
-        )
+        compiler = WorkerPool(self._launch_compiler, self._load, limits=self._limits, log=self.log)
         try:
             await compiler.start()
         finally:

@@ -215,7 +215,7 @@ class Worker:
         elif self._loaded:
             self.kill(CallTimedOut(self._owner.limits.timeout_s))
         else:
-            self.kill(StartError("the function took too long to load"))
+            self.kill(StartError(f"the function did not load within {self._owner.limits.start_s:g} s"))
 
     def _detach(self) -> None:
         self._dead = True

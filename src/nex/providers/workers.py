@@ -41,7 +41,6 @@ class WorkerPool:
         load: makes head and body of the LOAD frame; called once, while the first process is starting.
         limits: those of the function.
         log: where its output goes.
-        load_timeout_s: how long a process may take to load the function.
     """
 
     def __init__(
@@ -51,14 +50,12 @@ class WorkerPool:
         *,
         limits: Limits,
         log: Log,
-        load_timeout_s: float = 10.0,
     ) -> None:
         self.limits = limits
         self.log = log
         self.tasks = TaskOwner("workers", lambda name, error: log("ERROR", f"{name}: {error!r}"))
         self._launch = launch
         self._load = load
-        self._load_timeout_s = load_timeout_s
         self._loading: tuple[bytes, bytes] | None = None
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
@@ -186,7 +183,7 @@ class WorkerPool:
         done.add_done_callback(partial(self._on_load, worker))
         if self._loading is None:
             self._loading = self._load()
-        worker.begin(Job(Kind.LOAD, *self._loading, done), self._load_timeout_s)
+        worker.begin(Job(Kind.LOAD, *self._loading, done), self.limits.start_s)
         return done
 
     def _on_load(self, worker: Worker, done: asyncio.Future[Frame]) -> None:

@@ -69,7 +69,7 @@ def test_a_share_is_what_was_asked_for() -> None:
     asked = asking(cpus=0.5, total_memory_mib=100, pids=10, disk_mib=20, memory_mib=50)
 
     share = workload_share(asked, TEMPLATE)
-    limits = workload_limits(asked, WorkloadLimits(), share, max_payload=1 << 20)
+    limits = workload_limits(asked, WorkloadLimits(), share, start_s=30, max_payload=1 << 20)
 
     assert share == Resources(vcpu_count=0.5, memory_mib=100, pids=10, disk_mib=20)
     assert (limits.cpus, limits.pids, limits.disk_bytes) == (0.5, 10, 20 << 20)
@@ -85,14 +85,14 @@ def test_a_call_gets_no_more_memory_than_its_workload() -> None:
     bounds = WorkloadLimits(memory_mib=128)
     small = workload_share(asking(total_memory_mib=64), TEMPLATE)
 
-    assert workload_limits(asking(), bounds, small, max_payload=1 << 20).memory_bytes == 64 << 20
+    assert workload_limits(asking(), bounds, small, start_s=30, max_payload=1 << 20).memory_bytes == 64 << 20
     with pytest.raises(
         RefusedError, match=r"^memory_mib 65 is more than the workload has in all: 64 \(machine_template"
     ):
-        workload_limits(asking(memory_mib=65), bounds, small, max_payload=1 << 20)
+        workload_limits(asking(memory_mib=65), bounds, small, start_s=30, max_payload=1 << 20)
     both = asking(memory_mib=65, total_memory_mib=64)
     with pytest.raises(RefusedError, match=r"64 \(total_memory_mib\)$"):
-        workload_limits(both, bounds, workload_share(both, TEMPLATE), max_payload=1 << 20)
+        workload_limits(both, bounds, workload_share(both, TEMPLATE), start_s=30, max_payload=1 << 20)
 
 
 @pytest.mark.parametrize(
