@@ -30,6 +30,17 @@ settings.register_profile("fuzz", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
+# A guest that is emulated on a busy host takes its time; whoever is first builds the image and the snapshot as well.
+_GUEST_TIMEOUT_S = 600
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests of guests the time that they may need."""
+    for item in items:
+        if "guest_image" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(_GUEST_TIMEOUT_S), append=False)
+
+
 def _is_watched(request: pytest.FixtureRequest) -> bool:
     return bool(_TIDY & set(request.path.parts))
 

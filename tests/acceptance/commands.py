@@ -16,7 +16,7 @@ from nex.processes import Child, Exit, LineReader
 from nex.security.keys import SigningKey, write_seed
 
 NEX = Path(sysconfig.get_path("scripts")) / "nex"
-PATIENCE_S = 60.0
+PATIENCE_S = 100.0  # less than a test may take, so that it is said what was waited for
 
 
 @dataclass(frozen=True)

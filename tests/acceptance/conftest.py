@@ -27,6 +27,8 @@ async def nex(server: NatsServer, tmp_path: Path) -> AsyncGenerator[Nex]:
         yield command
     finally:
         await command.close()
+        for running in command.started:  # kept by pytest for a test that fails
+            print(running.out.text, running.err.text, sep="\n")  # noqa: T201
 
 
 @pytest_asyncio.fixture

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import os
 from abc import abstractmethod
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from nex.drivers.base import Driver, DriverContext, Handle, Health, Machine
+from nex.drivers.base import Driver, DriverContext, Handle, Health, Machine, MachineSpec
 from nex.errors import MachineError
 from nex.testing.limits_contract import LimitsContract
 from nex.testing.plane import Plane
 from nex.testing.plane import plane as running_plane
 
 __all__ = ["DriverContract", "secrets_in_sight"]
+
+_PATIENCE_S = 60.0
 
 
 def secrets_in_sight(*secrets: str) -> list[str]:
@@ -74,6 +76,21 @@ class DriverContract(LimitsContract):
         await made.close()
         assert _files(state) == [], "a closed driver leaves no machine's files"
 
+    @pytest.fixture(autouse=True)
+    def consoles(self, driver: Driver, monkeypatch: pytest.MonkeyPatch) -> Generator[None]:
+        """What machines have printed is shown with a test that fails."""
+        made: list[Machine] = []
+        create = driver.create
+
+        def create_and_keep(spec: MachineSpec) -> Machine:
+            made.append(create(spec))
+            return made[-1]
+
+        monkeypatch.setattr(driver, "create", create_and_keep)
+        yield
+        for machine in made:
+            print(f"console of {machine.id}:\n{machine.console()}")  # noqa: T201 - pytest keeps it for failures
+
     async def start(self, driver: Driver, plane: Plane, machine_id: str = "m1") -> Machine:
         """A machine whose agent is ready."""
         machine = driver.create(plane.spec(machine_id))
@@ -96,7 +113,7 @@ class DriverContract(LimitsContract):
 
     async def test_wait_tells_an_end_that_came_from_outside(self, driver: Driver, plane: Plane) -> None:
         machine = await self.start(driver, plane)
-        async with asyncio.timeout(20), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(_PATIENCE_S), asyncio.TaskGroup() as group:
             waits = [group.create_task(machine.wait()) for _ in range(2)]
             await self.end_agent(machine)
         assert waits[0].result() == waits[1].result()
@@ -109,14 +126,14 @@ class DriverContract(LimitsContract):
         machine = await self.start(driver, plane)
         await asyncio.gather(machine.destroy(), machine.destroy())
         await machine.destroy()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(_PATIENCE_S):
             await machine.wait()
         assert _files(state) == []
 
     async def test_one_that_was_never_started_can_be_destroyed(self, driver: Driver, plane: Plane) -> None:
         machine = driver.create(plane.spec("m1"))
         await machine.destroy()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(_PATIENCE_S):
             await machine.wait()
         with pytest.raises((RuntimeError, MachineError)):
             await machine.start()
@@ -177,7 +194,7 @@ class DriverContract(LimitsContract):
         broken = msgspec.structs.replace(hello, credentials=nowhere).encode()
         machine = driver.create(type(made)("m1", broken, ("127.0.0.1", 1)))
         await machine.start()
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(_PATIENCE_S):
             assert (await machine.wait()).code != 0
         assert machine.console()
 
@@ -189,7 +206,7 @@ class DriverContract(LimitsContract):
         assert (kept, kept.driver, kept.machine_id) == (machine.handle, driver_type.name, "m1")
         later = driver_type(DriverContext(state, config))
         await later.reclaim(kept)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(_PATIENCE_S):
             await machine.wait()
         assert _files(state) == []
         await later.reclaim(kept)
@@ -208,7 +225,7 @@ class DriverContract(LimitsContract):
     ) -> None:
         machines = [await self.start(driver, plane, f"m{n}") for n in range(2)]
         await driver.close()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(_PATIENCE_S):
             await asyncio.gather(*(machine.wait() for machine in machines))
         assert _files(state) == []
         await driver.close()

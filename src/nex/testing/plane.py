@@ -39,7 +39,7 @@ from nex.transport.server import NatsServer
 
 __all__ = ["Heard", "Plane", "plane"]
 
-_TIMEOUT_S = 10.0
+_TIMEOUT_S = 60.0  # emulated machines on a busy host are slow, and that is no failure
 
 
 @dataclass
@@ -177,7 +177,7 @@ class Plane:
             ),
             data=data,
         )
-        answer = await self.node.request(agent_subject(machine_id, "start"), request.encode(), timeout_s=30)
+        answer = await self.node.request(agent_subject(machine_id, "start"), request.encode(), timeout_s=_TIMEOUT_S)
         return StartReply.decode(answer.data)
 
     async def call(
@@ -197,7 +197,7 @@ class Plane:
     async def stop(self, machine_id: str, grace_s: float = 5.0) -> StopReply:
         """Have the agent stop its workload."""
         request = StopRequest(grace_s=grace_s).encode()
-        answer = await self.node.request(agent_subject(machine_id, "stop"), request, timeout_s=grace_s + 20)
+        answer = await self.node.request(agent_subject(machine_id, "stop"), request, timeout_s=grace_s + _TIMEOUT_S)
         return StopReply.decode(answer.data)
 
     async def ping(self, machine_id: str) -> None:

@@ -19,8 +19,6 @@ from nex.images.image import Image
 from nex.protocol.agent import StartReply
 from nex.testing.plane import Plane
 
-pytestmark = pytest.mark.timeout(240)  # the first guest is booted, all others are its clones
-
 DRAW = b"""
 export default () => JSON.stringify([
   Array.from(crypto.getRandomValues(new Uint8Array(16))), crypto.randomUUID(), Math.random(), Math.random(),
