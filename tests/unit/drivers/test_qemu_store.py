@@ -150,11 +150,15 @@ def test_few_are_kept_and_what_was_left_half_made_is_removed(
     folder = tmp_path / "snapshots"
     folder.mkdir()
     (folder / ".work-left").mkdir()
+    other = folder / "firecracker-0123456789abcdef"  # another driver's
+    other.mkdir()
+    os.utime(other, (0, 0))
     for number in range(6):
         parts = {"image": str(number)}
         store.save(parts, snapshot)
         os.utime(folder / key_of(parts), (number, number))
-    assert {p.name for p in folder.iterdir()} == {key_of({"image": str(number)}) for number in range(2, 6)}
+    kept = {key_of({"image": str(number)}) for number in range(2, 6)}
+    assert {p.name for p in folder.iterdir()} == {*kept, other.name}
 
 
 def test_a_folder_that_cannot_be_used_is_said(snapshot: Snapshot, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -32,6 +33,7 @@ _META: Final = "snapshot.json"
 _MEMORY: Final = "memory"
 _STATE: Final = "state"
 _WORK: Final = ".work-"
+_KEY: Final = re.compile(r"[0-9a-f]{64}")
 _META_LIMIT_BYTES: Final = 65536
 
 
@@ -146,10 +148,10 @@ class SnapshotStore:
         made.rename(place)
 
     def _all(self) -> list[Path]:
-        """The newest first."""
+        """The newest first. Other drivers keep theirs beside them."""
         found: list[tuple[int, Path]] = []
         with contextlib.suppress(OSError):
-            found += [(p.stat().st_mtime_ns, p) for p in self._folder.iterdir() if not p.name.startswith(".")]
+            found += [(p.stat().st_mtime_ns, p) for p in self._folder.iterdir() if _KEY.fullmatch(p.name)]
         return [folder for _, folder in sorted(found, reverse=True)]
 
     def _prune(self) -> None:
