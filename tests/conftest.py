@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
@@ -30,15 +31,16 @@ settings.register_profile("fuzz", max_examples=1000, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 
-# A guest that is emulated on a busy host takes its time; whoever is first builds the image and the snapshot as well.
-_GUEST_TIMEOUT_S = 600
+# A guest that is emulated on a busy host takes its time; and who is first builds the image, a snapshot, programs.
+_SLOW = {"guest_image", "examples", "obedient_service", "obedient_wasm"}
+_SLOW_TIMEOUT_S = 600
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests of guests the time that they may need."""
+    """Give tests the time that their fixtures may need."""
     for item in items:
-        if "guest_image" in getattr(item, "fixturenames", ()):
-            item.add_marker(pytest.mark.timeout(_GUEST_TIMEOUT_S), append=False)
+        if not _SLOW.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(_SLOW_TIMEOUT_S), append=False)
 
 
 def _is_watched(request: pytest.FixtureRequest) -> bool:
@@ -49,6 +51,8 @@ def _is_watched(request: pytest.FixtureRequest) -> bool:
 def own_temporary_folder(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
     """Let temporary files of this run, and of what it starts, be where nobody else writes."""
     uvloop.new_event_loop().close()  # the first one opens a pipe that stays
+    # A shell's background job, as we may be, ignores Ctrl-C, and so would everything that we start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     become_subreaper()  # a process that loses its parent stays in our sight
     folder = str(tmp_path_factory.mktemp("tmp"))
     with pytest.MonkeyPatch.context() as patch:

@@ -155,7 +155,7 @@ async def test_functions_of_clones_draw_different_numbers(guests: QemuDriver, no
 
 async def test_the_machine_ends_with_its_stream(guest: Machine, node: Plane) -> None:
     await node.server.stop()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await guest.wait()
     assert "Restarting system" in guest.console()
     assert "did not turn itself off" not in guest.console()
@@ -164,7 +164,7 @@ async def test_the_machine_ends_with_its_stream(guest: Machine, node: Plane) -> 
 async def test_what_goes_wrong_is_on_the_console(guests: QemuDriver, node: Plane) -> None:
     machine = guests.create(MachineSpec("m1", b'{"machine_id": "m1"}', ("127.0.0.1", node.server.port)))
     await machine.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await machine.wait()
     assert "agent: Object missing required field `time_ns`" in machine.console()
 
@@ -173,7 +173,7 @@ async def test_a_name_that_no_machine_can_have_is_a_crash_that_is_told(guests: Q
     hello = msgspec.structs.replace(node.hello("m1"), machine_id="m" * 100)
     machine = guests.create(MachineSpec("m1", hello.encode(), ("127.0.0.1", node.server.port)))
     await machine.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await machine.wait()
     assert "Traceback (most recent call last)" in machine.console()
     assert hello.credentials.seed not in machine.console()

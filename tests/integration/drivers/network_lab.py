@@ -229,7 +229,7 @@ class Guest:
         """
         loop = asyncio.get_running_loop()
         with self.socket() as sock:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await loop.sock_connect(sock, (address, port))
                 await loop.sock_sendall(sock, message)
                 sock.shutdown(socket.SHUT_WR)
@@ -248,7 +248,7 @@ class Guest:
         """
         loop = asyncio.get_running_loop()
         with self.socket(socket.SOCK_DGRAM) as sock:
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 await loop.sock_connect(sock, (address, port))
                 await loop.sock_sendall(sock, message)
                 return await loop.sock_recv(sock, 65536)

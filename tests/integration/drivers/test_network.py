@@ -189,7 +189,7 @@ async def test_false_senders_are_dropped(world: Path) -> None:
             for forged in ({"source": "100.96.0.1"}, {"source": OTHER}, {"source": HOST}, {"mac": "02:00:00:00:00:09"}):
                 one.send_frame(udp_frame(attachment, PUBLIC, b"forged", **forged))
             one.send_frame(udp_frame(attachment, PUBLIC, b"honest"))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 assert await inbox.messages.get() == (b"honest", HOST)
             assert inbox.messages.empty()
 
@@ -289,7 +289,7 @@ async def test_rules_are_renewed_by_themselves(servers: None) -> None:
         with pytest.raises(ConnectionRefusedError):
             await one.call(PUBLIC, 443)
         answers.append([PUBLIC])
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 await asked.acquire()
                 with contextlib.suppress(ConnectionRefusedError):

@@ -82,7 +82,7 @@ async def _answers_to_ping(machine_id: str) -> bytes:
     with sender, namespaces.run_in(place, listen) as tap:
         sender.setblocking(False)
         sender.sendto(_echo_request(), (GUEST, 0))
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while True:
                 frame = await asyncio.get_running_loop().sock_recv(tap, 2048)
                 if frame[26:30] == socket.inet_aton(GUEST) and frame[34] == 0:  # an echo reply of the guest's

@@ -145,7 +145,7 @@ async def test_many_are_restored_one_after_the_other(
     assert told("machine_boots") == []
     for name, times in (("restored", restored), ("ready", ready)):
         print(  # noqa: T201 - for whoever wants the figures: pytest -s
-            f"{name}: {_RESTORES} of {_RESTORES}, p50 {statistics.median(times):.0f} ms, p99 {max(times):.0f} ms"
+            f"{name}: {_RESTORES} of {_RESTORES}, p50 {statistics.median(times):.0f} ms, at most {max(times):.0f} ms"
         )
 
 
@@ -293,12 +293,11 @@ async def test_a_machine_that_does_not_turn_itself_off_is_turned_off(
     await plane.ready("m1")
     os.kill(machine.pid, signal.SIGSTOP)
     await machine._relay.aclose()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert (await machine.wait()).signal == signal.SIGKILL
     assert "did not turn itself off" in machine.console()
 
 
-@pytest.mark.timeout(240)
 async def test_nothing_outlives_a_node_that_is_killed(make: MakeDriver, state: Path, guest_image: Image) -> None:
     program = Path(__file__).with_name("programs") / "qemu_node.py"
     command = [sys.executable, str(program), str(state), str(guest_image.folder.parent)]

@@ -36,7 +36,7 @@ class Streams:
 
     async def accept(self) -> socket.socket:
         """The server's end of the next machine that is joined on."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             connection, _ = await self.loop.sock_accept(self.listener)
         self.sockets.append(connection)
         return connection
@@ -44,13 +44,13 @@ class Streams:
     async def receive(self, sock: socket.socket, size: int) -> bytes:
         """So many bytes, or fewer at the end of the stream."""
         data = bytearray()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             while len(data) < size and (piece := await self.loop.sock_recv(sock, size - len(data))):
                 data += piece
         return bytes(data)
 
     async def send(self, sock: socket.socket, data: bytes) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await self.loop.sock_sendall(sock, data)
 
     async def joined(self) -> tuple[socket.socket, socket.socket, asyncio.Task[None]]:

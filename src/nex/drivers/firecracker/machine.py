@@ -25,7 +25,7 @@ __all__ = ["FirecrackerMachine"]
 
 _BOOT_TIMEOUT_S = 60.0
 _RESTORE_TIMEOUT_S = 20.0
-_POWER_OFF_GRACE_S = 5.0
+_POWER_OFF_GRACE_S = 20.0
 _log = Log("drivers.firecracker")
 
 

@@ -15,7 +15,7 @@ from nex.tasks import TaskOwner
 
 __all__ = ["Host", "QemuMachine"]
 
-_POWER_OFF_S: Final = 5.0
+_POWER_OFF_S: Final = 20.0  # an emulated guest on a busy host
 
 
 class Host(Protocol):
