@@ -10,6 +10,7 @@ import asyncio
 import codecs
 import contextlib
 import ctypes
+import errno
 import os
 import resource
 import signal
@@ -221,17 +222,20 @@ class Child:
             for which, value in limits.items():
                 resource.setrlimit(which, (value, value))
 
-        popen = subprocess.Popen(
-            [os.fspath(a) for a in argv],
-            env=dict(env),
-            cwd=cwd,
-            stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
-            pass_fds=tuple(pass_fds),
-            start_new_session=True,
-            preexec_fn=prepare,  # noqa: PLW1509 - only async-signal-safe calls, and our own limits
-        )
+        try:
+            popen = subprocess.Popen(
+                [os.fspath(a) for a in argv],
+                env=dict(env),
+                cwd=cwd,
+                stdin=stdin,
+                stdout=stdout,
+                stderr=stderr,
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+                preexec_fn=prepare,  # noqa: PLW1509 - only async-signal-safe calls, and our own limits
+            )
+        except subprocess.SubprocessError as error:  # it does not say which
+            raise OSError(errno.EPERM, "its user, control groups, namespaces or limits are refused") from error
         return cls(popen.pid, popen)
 
     @classmethod

@@ -10,13 +10,13 @@ import fcntl
 import os
 import re
 import shutil
-import stat
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from nex import __version__
 from nex.errors import MachineError, NotFoundError, UsageError
+from nex.folders import check_ours
 from nex.images.distributions import runtime_digest
 from nex.images.image import LISTING, Image, Manifest
 from nex.images.listing import differences
@@ -119,11 +119,13 @@ class ImageStore:
             return False
 
     def verify(self, image: Image) -> None:
-        """Read everything and compare it with the digests.
+        """Read everything and compare it with the digests; see that nobody else can change it afterwards.
 
         Raises:
-            MachineError: something differs; the text names the file and how to get a good one.
+            MachineError: something differs; the text names the file and how to get a good one. Or others could write.
         """
+        check_ours(self.folder)
+        check_ours(image.folder)
         try:
             for what in self._differences(image):
                 raise MachineError(
@@ -204,9 +206,7 @@ class ImageStore:
         """
         try:
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            status = self.folder.stat()
-            if status.st_uid not in {os.geteuid(), 0} or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-                raise MachineError(f"the folder of images {self.folder} can be written by others: chmod go-w it")
+            check_ours(self.folder)
             self._remove_abandoned()
         except OSError as error:
             raise MachineError(f"the folder of images {self.folder} cannot be used: {error.strerror}") from error

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nex.drivers.process import tree
+from nex.drivers import proc
 from nex.drivers.process.machine import ProcessMachine
 from nex.errors import UnreachableError
 from nex.protocol.agent import (
@@ -230,4 +230,4 @@ async def test_data_credentials_that_are_none_fail_the_start(node: Plane) -> Non
 async def test_a_trigger_that_is_not_allowed_fails_the_start(node: Plane, machine: ProcessMachine) -> None:
     reply = await node.start("m1", "v8", OBEDIENT, subscriptions=(Subscription(trigger="x", subject="agent.m2.>"),))
     assert reply.code == "refused"
-    assert tree.descendants(machine.pid) == []
+    assert proc.descendants(machine.pid) == []

@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator
 import pytest
 import pytest_asyncio
 
-from nex.drivers.process import tree
+from nex.drivers import proc
 from nex.drivers.process.machine import ProcessMachine
 from nex.protocol.agent import ERROR_CODE_HEADER, Credentials, Limits, StartReply, Subscription
 from nex.testing.plane import Plane
@@ -75,7 +75,7 @@ async def test_an_agent_that_ends_answers_what_it_has(
 async def test_an_engine_that_dies_is_answered_for(node: Plane, machine: ProcessMachine, caller: Connection) -> None:
     async with asyncio.TaskGroup() as group:
         calls = (await under_way(node, caller, group))[:2]
-        for pid in tree.descendants(machine.pid):
+        for pid in proc.descendants(machine.pid):
             os.kill(pid, signal.SIGKILL)
         done, _ = await asyncio.wait(calls)
         os.kill(machine.pid, signal.SIGTERM)  # the third runs now, and would for a minute

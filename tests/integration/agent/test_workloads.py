@@ -15,8 +15,8 @@ import msgspec
 import pytest
 
 from nex import __version__
+from nex.drivers import proc
 from nex.drivers.base import MachineSpec
-from nex.drivers.process import tree
 from nex.drivers.process.driver import ProcessDriver
 from nex.drivers.process.machine import ProcessMachine
 from nex.errors import UnreachableError
@@ -144,7 +144,7 @@ async def test_what_cannot_run_is_refused_with_the_reason(
     assert reply.error
     assert error in reply.error
     await node.ping("m1")
-    assert tree.descendants(machine.pid) == []
+    assert proc.descendants(machine.pid) == []
 
 
 async def test_a_machine_has_one_workload_in_its_life(node: Plane) -> None:
@@ -169,7 +169,7 @@ async def test_a_start_can_be_stopped(node: Plane, machine: ProcessMachine) -> N
         await asked.wait()
         assert await node.stop("m1") == StopReply()
     assert starting.result().code == "refused"
-    assert tree.descendants(machine.pid) == []
+    assert proc.descendants(machine.pid) == []
 
 
 async def test_stopping_what_was_never_started_is_no_error(node: Plane) -> None:
@@ -179,9 +179,9 @@ async def test_stopping_what_was_never_started_is_no_error(node: Plane) -> None:
 async def test_a_stopped_function_leaves_no_process_and_no_subscription(node: Plane, machine: ProcessMachine) -> None:
     assert (await node.start("m1", "v8", SCRIPT, triggers=("t",))).error is None
     await node.call("m1", b"x")
-    assert tree.descendants(machine.pid) != []
+    assert proc.descendants(machine.pid) != []
     assert await node.stop("m1") == StopReply()
-    assert tree.descendants(machine.pid) == []
+    assert proc.descendants(machine.pid) == []
     with pytest.raises(UnreachableError):
         await node.call("m1", b"x")
 
@@ -212,22 +212,22 @@ async def test_an_agent_whose_node_is_gone_ends_with_all_it_runs(
 ) -> None:
     assert (await node.start("m1", "native", obedient_service.read_bytes(), argv=("daemon", "stay"))).error is None
     await node.heard("m1").until(lambda h: ("INFO", "ready") in h.lines)
-    below = [pid for pid in tree.descendants(machine.pid) if tree.start_ticks(pid)]
+    below = [pid for pid in proc.descendants(machine.pid) if proc.start_ticks(pid)]
     assert len(below) == 3
     os.kill(node.server.pid, signal.SIGKILL)
     async with asyncio.timeout(30):
         assert (await machine.wait()).code == 0
-    assert [tree.start_ticks(pid) for pid in below] == [None, None, None]
+    assert [proc.start_ticks(pid) for pid in below] == [None, None, None]
 
 
 async def test_term_ends_an_agent_with_all_it_runs(node: Plane, machine: ProcessMachine) -> None:
     assert (await node.start("m1", "v8", SCRIPT, triggers=("t",), limits=Limits(parallel=2))).error is None
-    below = tree.descendants(machine.pid)
+    below = proc.descendants(machine.pid)
     assert below
     os.kill(machine.pid, signal.SIGTERM)
     async with asyncio.timeout(10):
         assert (await machine.wait()).code == 0
-    assert all(tree.start_ticks(pid) is None for pid in below)
+    assert all(proc.start_ticks(pid) is None for pid in below)
 
 
 async def test_orphans_of_a_service_are_reaped_when_they_end(

@@ -21,7 +21,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 
-from nex.drivers import registry
+from nex.drivers import proc, registry
 from nex.drivers.base import DriverContext, Handle, Health, ImageOptions, MachineSpec, Resources
 from nex.drivers.firecracker.api import Phase, Resource
 from nex.drivers.firecracker.client import Api
@@ -29,7 +29,6 @@ from nex.drivers.firecracker.driver import FirecrackerDriver
 from nex.drivers.firecracker.guard import Guard
 from nex.drivers.firecracker.jail import API_SOCKET, Jail
 from nex.drivers.firecracker.machine import FirecrackerMachine
-from nex.drivers.process import tree
 from nex.errors import MachineError
 from nex.images.image import Image
 from nex.processes import Child, LineReader
@@ -164,7 +163,7 @@ async def test_other_machines_than_those_of_the_template_boot(driver: Firecracke
     machine = driver.create(MachineSpec("m1", made.hello, made.server, Resources(vcpu_count=1.5, memory_mib=320)))
     await machine.start()
     await node.ready("m1")
-    command = Path(f"/proc/{tree.descendants(machine.handle.data['pid'])[0]}/cmdline").read_bytes().split(b"\0")
+    command = Path(f"/proc/{proc.descendants(machine.handle.data['pid'])[0]}/cmdline").read_bytes().split(b"\0")
     assert command[command.index(b"-smp") + 1] == b"2"
     assert command[command.index(b"-m") + 1] == b"320"
 
@@ -231,7 +230,7 @@ async def test_devices_are_limited_as_configured(tmp_path: Path, state: Path, gu
     )
     async with running(made) as driver:
         machine = await ready(driver, node)
-        command = Path(f"/proc/{tree.descendants(machine.pid)[0]}/cmdline").read_text()
+        command = Path(f"/proc/{proc.descendants(machine.pid)[0]}/cmdline").read_text()
         assert "throttling.bps-total=100000000,throttling.iops-total=20000" in command
 
 
@@ -384,7 +383,7 @@ async def test_nothing_outlives_a_node_that_is_killed(tmp_path: Path, state: Pat
     async with asyncio.timeout(90):
         handle = msgspec.json.decode(await told.get(), type=Handle)
     vmm = handle.data["pid"]
-    below = tree.descendants(vmm)
+    below = proc.descendants(vmm)
     assert below, "QEMU runs below the double"
     os.kill(child.pid, signal.SIGKILL)
     await child.wait()
@@ -418,7 +417,7 @@ async def test_a_shared_folder_of_jails_keeps_what_is_another_nodes(
 
 async def test_a_vmm_whose_guest_is_gone_is_ended(driver: FirecrackerDriver, node: Plane) -> None:
     machine = await ready(driver, node)
-    os.kill(tree.descendants(machine.pid)[0], signal.SIGKILL)
+    os.kill(proc.descendants(machine.pid)[0], signal.SIGKILL)
     async with asyncio.timeout(20):
         assert (await machine.wait()).code != 0
 

@@ -15,13 +15,13 @@ import msgspec
 import pytest
 
 from nex.cgroups import Cgroup, available, find
-from nex.drivers import registry
+from nex.drivers import proc, registry
 from nex.drivers.base import DriverContext, Handle, Resources
-from nex.drivers.process import tree
-from nex.drivers.process.bounds import group_prefix
+from nex.drivers.bounds import group_prefix
 from nex.drivers.process.driver import ProcessDriver
-from nex.drivers.process.machine import ProcessMachine, remove_folder
+from nex.drivers.process.machine import ProcessMachine
 from nex.errors import MachineError, NotFoundError
+from nex.folders import remove_folder
 from nex.processes import Child, Exit, LineReader, children_of
 from nex.testing.hog import build_hog
 from nex.testing.plane import Plane
@@ -45,7 +45,7 @@ async def escaped(node: Plane, service: Path) -> list[int]:
     await node.heard("m1").until(lambda heard: ("INFO", "ready") in heard.lines)
     left = [int(text.split()[1]) for _, text in node.heard("m1").lines if text.startswith("left ")]
     assert len(left) == 2
-    assert all(tree.start_ticks(pid) for pid in left)
+    assert all(proc.start_ticks(pid) for pid in left)
     return left
 
 
@@ -53,7 +53,7 @@ async def all_gone(pids: list[int]) -> None:
     """Wait for the end of processes that are not our children."""
     for pid in pids:
         await ended(pid)
-        assert tree.start_ticks(pid) is None
+        assert proc.start_ticks(pid) is None
 
 
 def fork_server() -> int:
@@ -101,7 +101,7 @@ async def test_nothing_escapes_by_forking_twice(
     else:
         os.kill(machine.pid, signal.SIGKILL)
     assert await machine.wait() == Exit(-1, signal.SIGKILL)
-    assert [tree.start_ticks(pid) for pid in left] == [None, None], "gone when wait has said so"
+    assert [proc.start_ticks(pid) for pid in left] == [None, None], "gone when wait has said so"
     assert usage.memory_bytes > 0
 
 
@@ -127,7 +127,7 @@ async def test_a_killed_node_takes_everything_along(tmp_path: Path, obedient_ser
     async with asyncio.timeout(30):
         told = msgspec.json.decode(await lines.get())
     handle = msgspec.convert(told["handle"], Handle)
-    below = [pid for pid in tree.descendants(program.pid) if tree.start_ticks(pid)]
+    below = [pid for pid in proc.descendants(program.pid) if proc.start_ticks(pid)]
     assert {handle.data["pid"], *told["left"]} < set(below)
     os.kill(program.pid, signal.SIGKILL)
     await program.wait()
@@ -202,13 +202,13 @@ async def test_what_lost_its_node_as_well_is_ended_by_the_next(tmp_path: Path, h
     async with asyncio.timeout(30):
         told = msgspec.json.decode(await lines.get())
     [left] = told["left"]
-    below = [pid for pid in tree.descendants(program.pid) if tree.start_ticks(pid)]
+    below = [pid for pid in proc.descendants(program.pid) if proc.start_ticks(pid)]
     for sig in (signal.SIGSTOP, signal.SIGKILL):
         for pid in (program.pid, *(pid for pid in below if pid != left)):
             os.kill(pid, sig)
     await program.wait()
     await reader.wait()
-    assert tree.start_ticks(left), "nobody was there to end it"
+    assert proc.start_ticks(left), "nobody was there to end it"
     later = ProcessDriver(DriverContext(state))
     if how == "open":
         await later.open()
@@ -277,14 +277,14 @@ async def test_a_hanging_agent_is_destroyed_all_the_same(driver: ProcessDriver, 
     os.kill(machine.pid, signal.SIGSTOP)
     async with asyncio.timeout(5):
         await machine.destroy()
-    assert tree.start_ticks(machine.pid) is None
+    assert proc.start_ticks(machine.pid) is None
 
 
 async def test_reclaim_leaves_another_process_with_that_id_alone(driver: ProcessDriver) -> None:
     innocent = Child.spawn(["sleep", "60"], env={"PATH": os.environ["PATH"]})
-    started = tree.start_ticks(innocent.pid)
+    started = proc.start_ticks(innocent.pid)
     assert started is not None
-    boot = tree.boot_id()
+    boot = proc.boot_id()
     for data in (
         {"pid": innocent.pid, "started_ticks": started + 1, "boot_id": boot},
         {"pid": innocent.pid, "started_ticks": started, "boot_id": "another"},
@@ -293,7 +293,7 @@ async def test_reclaim_leaves_another_process_with_that_id_alone(driver: Process
         {},
     ):
         await driver.reclaim(Handle(driver="process", machine_id="m9", data=data))
-    assert tree.start_ticks(innocent.pid) == started
+    assert proc.start_ticks(innocent.pid) == started
     await driver.reclaim(
         Handle(
             driver="process",
@@ -312,7 +312,7 @@ async def test_reclaim_finds_strays_by_where_they_work(driver: ProcessDriver) ->
     await driver.reclaim(Handle(driver="process", machine_id="m9"))
     assert await stray.wait() == Exit(-1, signal.SIGKILL)
     assert not folder.exists()
-    assert tree.start_ticks(neighbour.pid) is not None
+    assert proc.start_ticks(neighbour.pid) is not None
     await neighbour.kill()
 
 
@@ -355,7 +355,7 @@ async def test_a_folder_that_cannot_be_removed_is_told(driver: ProcessDriver, no
         remove_folder(path)
     folder.rmdir()
     folder.write_text("")  # in place of a folder that something keeps
-    with pytest.raises(MachineError, match="the machine's folder cannot be removed: Not a directory"):
+    with pytest.raises(MachineError, match="m1 cannot be removed: Not a directory"):
         await machine.destroy()
     folder.unlink()
     await machine.destroy()

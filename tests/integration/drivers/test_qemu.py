@@ -19,8 +19,8 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from nex.drivers import proc
 from nex.drivers.base import DriverContext, Handle, ImageOptions, Resources
-from nex.drivers.process import tree
 from nex.drivers.qemu import machine as machine_module
 from nex.drivers.qemu.driver import QemuDriver
 from nex.drivers.qemu.machine import QemuMachine
@@ -308,7 +308,7 @@ async def test_nothing_outlives_a_node_that_is_killed(make: MakeDriver, state: P
     node.stdout.close()
     handle = msgspec.json.decode(line, type=Handle)
     pid, ticks = handle.data["pid"], handle.data["started_ticks"]
-    assert tree.start_ticks(pid) == ticks
+    assert proc.start_ticks(pid) == ticks
     qemu = os.pidfd_open(pid)
     try:
         node.kill()
@@ -317,15 +317,15 @@ async def test_nothing_outlives_a_node_that_is_killed(make: MakeDriver, state: P
         assert (await asyncio.to_thread(select.select, [qemu], [], [], 10))[0]
     finally:
         os.close(qemu)
-    assert tree.start_ticks(pid) is None
+    assert proc.start_ticks(pid) is None
 
 
 async def test_a_process_that_is_not_the_machine_is_left_alone(make: MakeDriver) -> None:
-    me = {"pid": os.getpid(), "started_ticks": (tree.start_ticks(os.getpid()) or 0) + 1, "boot_id": tree.boot_id()}
+    me = {"pid": os.getpid(), "started_ticks": (proc.start_ticks(os.getpid()) or 0) + 1, "boot_id": proc.boot_id()}
     await make().reclaim(Handle(driver="qemu", machine_id="m1", data=me))
-    other_boot = me | {"started_ticks": tree.start_ticks(os.getpid()), "boot_id": "another"}
+    other_boot = me | {"started_ticks": proc.start_ticks(os.getpid()), "boot_id": "another"}
     await make().reclaim(Handle(driver="qemu", machine_id="m1", data=other_boot))
-    assert tree.start_ticks(os.getpid()) is not None
+    assert proc.start_ticks(os.getpid()) is not None
 
 
 async def test_a_kernel_and_a_root_of_the_users_own_are_used(

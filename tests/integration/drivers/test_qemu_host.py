@@ -14,9 +14,9 @@ import msgspec
 import pytest
 
 from nex.drivers.base import DriverContext, Fingerprint, Health, ImageOptions
-from nex.drivers.process.tree import boot_id
+from nex.drivers.console import Console
+from nex.drivers.proc import boot_id
 from nex.drivers.qemu.binary import find_qemu
-from nex.drivers.qemu.console import Console
 from nex.drivers.qemu.driver import QemuDriver
 from nex.drivers.qemu.kvm import guest_trouble, kvm_trouble
 from nex.drivers.qemu.qmp import Event, Qmp

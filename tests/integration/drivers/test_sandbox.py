@@ -18,10 +18,9 @@ import pytest_asyncio
 
 from drivers.sandboxes import escape_program, open_driver, ready_machine, tried_inside
 from nex.cgroups import available, find
-from nex.drivers import registry
+from nex.drivers import proc, registry
 from nex.drivers.base import DriverContext, Handle, Health, ImageOptions, Resources
-from nex.drivers.process import tree
-from nex.drivers.process.bounds import group_prefix
+from nex.drivers.bounds import group_prefix
 from nex.drivers.sandbox import host
 from nex.drivers.sandbox.driver import SandboxDriver
 from nex.drivers.sandbox.launch import Launcher, Order
@@ -91,7 +90,7 @@ async def test_a_killed_node_takes_everything_along(tmp_path: Path, guest_image:
     reader = LineReader(reading, lines.put_nowait)
     async with asyncio.timeout(30):
         handle = msgspec.json.decode(await lines.get(), type=Handle)
-    below = [pid for pid in tree.descendants(program.pid) if tree.start_ticks(pid)]
+    below = [pid for pid in proc.descendants(program.pid) if proc.start_ticks(pid)]
     assert handle.data["pid"] in below
     os.kill(program.pid, signal.SIGKILL)
     await program.wait()
@@ -132,9 +131,9 @@ async def test_an_agent_that_outlived_its_bubblewrap_is_found_by_its_handle(
 
 async def test_reclaim_leaves_another_process_with_that_id_alone(sandboxes: SandboxDriver) -> None:
     innocent = Child.spawn(["sleep", "60"], env={"PATH": os.environ["PATH"]})
-    started = tree.start_ticks(innocent.pid)
+    started = proc.start_ticks(innocent.pid)
     assert started is not None
-    boot = tree.boot_id()
+    boot = proc.boot_id()
     for data in (
         {"pid": innocent.pid, "started_ticks": started + 1, "boot_id": boot},
         {"pid": innocent.pid, "started_ticks": started, "boot_id": "another"},
@@ -155,7 +154,7 @@ async def test_a_lost_bubblewrap_ends_all_in_the_sandbox(
     assert reply.error is None, reply.error
     await node.heard("m1").until(lambda heard: ("INFO", "ready") in heard.lines)
     (outer,) = (pid for pid in children_of(os.getpid()) if machine.pid in children_of(pid))
-    inside = [machine.pid, *tree.descendants(machine.pid)]
+    inside = [machine.pid, *proc.descendants(machine.pid)]
     assert len(inside) > 2
     os.kill(outer, signal.SIGKILL)
     async with asyncio.timeout(10):
@@ -241,10 +240,32 @@ async def test_a_control_group_that_is_gone_is_told(guest_image: Image, tmp_path
     launcher = Launcher(guest_image.tree)
     await launcher.open()
     try:
-        with pytest.raises(MachineError, match="cannot enter its user, control groups"):
-            await launcher.launch(Order(["/usr/bin/true"], "m1", 1 << 20, cgroups=(tmp_path / "gone",)), print)
+        with pytest.raises(MachineError, match="its user, control groups, namespaces or limits are refused"):
+            await launcher.launch(Order(["/usr/bin/true"], "m1", 1 << 20, cgroups=(tmp_path / "gone",)))
     finally:
         launcher.close()
+
+
+async def test_a_machine_that_prints_without_end_waits_and_its_node_does_not(guest_image: Image) -> None:
+    launcher = Launcher(guest_image.tree)
+    await launcher.open()
+    try:
+        program = "import os\nwhile True: os.write(1, b'x' * 65535 + b'\\n')"
+        launched = await launcher.launch(Order(["/usr/bin/python3", "-I", "-c", program], "m1", 1 << 20))
+        await asyncio.sleep(1.5)  # as long as it can print all it wants
+        written = _written_bytes(launched.first.pid)
+        launched.kill()
+        async with asyncio.timeout(5):
+            await launched.wait()
+    finally:
+        launcher.close()
+    assert 64 << 10 < written < 4 << 20
+    assert 0 < len(launched.console.tail) < 64 << 10
+
+
+def _written_bytes(pid: int) -> int:
+    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(fields["wchar"])
 
 
 async def test_what_a_sandbox_costs_can_be_measured() -> None:

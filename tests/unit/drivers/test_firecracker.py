@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import stat
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nex.drivers.base import DriverContext, Handle
-from nex.drivers.firecracker import jailer
+from nex.drivers.firecracker import host, jailer
 from nex.drivers.firecracker.boot import Design, metadata, network_argument
 from nex.drivers.firecracker.driver import FirecrackerDriver
 from nex.drivers.firecracker.guest import Guest
@@ -19,8 +21,9 @@ from nex.drivers.firecracker.jail import Jail
 from nex.drivers.firecracker.options import Options, read_limiter
 from nex.drivers.firecracker.snapshot import find, key_of
 from nex.drivers.firecracker.steps import Step, Steps
+from nex.drivers.media import Media
+from nex.drivers.network import network as network_module
 from nex.drivers.network.network import Attachment
-from nex.drivers.qemu.media import Media
 from nex.errors import ConfigError, MachineError, UsageError
 from nex.testing.firecracker import jailer as double
 from nex.testing.firecracker.configuration import Configuration
@@ -39,7 +42,7 @@ def test_options_that_are_not_given_are_the_safe_ones() -> None:
 def test_options_are_read() -> None:
     given_options = {
         "firecracker": "/opt/fc/firecracker",
-        "jailer": False,
+        "jailer": "/opt/fc/jailer",
         "chroot_base": "/srv/jailer",
         "kvm_device": "/dev/kvm0",
         "kernel_arguments": "debug",
@@ -48,7 +51,8 @@ def test_options_are_read() -> None:
         "network": {"allow": []},
     }
     options = Options.read(given_options)
-    assert options.jailer is None
+    assert options.jailer == "/opt/fc/jailer"
+    assert Options.read({"jailer": False}).jailer is None
     assert options.chroot_base == Path("/srv/jailer")
     assert options.uid_range == (200000, 10)
 
@@ -69,6 +73,7 @@ def test_options_are_read() -> None:
         ({"uid_range": [1, 2**32]}, "uid_range (driver_options)"),
         ({"uid_range": "1-5"}, "uid_range (driver_options)"),
         ({"network": True}, "network (driver_options): must be a table"),
+        ({"jailer": False, "network": {}}, "network (driver_options): needs the jailer"),
     ],
 )
 def test_wrong_options_are_named(config: dict[str, Any], text: str) -> None:
@@ -88,6 +93,51 @@ def test_limiters_of_old_configurations_are_firecrackers() -> None:
     assert read_limiter({"bandwidth": bucket, "iops": bucket}) == {"bandwidth": bucket, "ops": bucket}
     assert read_limiter({"iops": None}) is None
     assert read_limiter({}) is None
+
+
+@pytest.mark.parametrize(
+    "network", [{}, {"allow": ["10.1.2.3"], "dns": []}, {"allow": ["a.example"], "dns": ["10.0.0.53"]}]
+)
+async def test_the_hosts_resolvers_are_asked_for_only_if_machines_are_told_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: dict[str, Any]
+) -> None:
+    def none() -> tuple[IPv4Address, ...]:
+        raise MachineError("no resolver that machines could ask")
+
+    monkeypatch.setattr(network_module, "hosts_resolvers", none)
+    programs = host.Programs(Path("firecracker"), Path("jailer"), "1.0.0", "digest")
+    driver = FirecrackerDriver(DriverContext(tmp_path, {"network": network}))
+    assert await driver._key(DESIGN, programs)
+    asking = FirecrackerDriver(DriverContext(tmp_path, {"network": {"allow": ["10.1.2.3"]}}))
+    with pytest.raises(MachineError, match="no resolver"):
+        await asking._key(DESIGN, programs)
+
+
+def test_a_folder_of_jails_that_others_can_change_is_refused(tmp_path: Path) -> None:
+    base = tmp_path / "jails"
+    base.mkdir()
+    base.chmod(0o777)
+    driver = FirecrackerDriver(DriverContext(tmp_path, {"chroot_base": str(base)}))
+    with pytest.raises(MachineError, match="jails can be written by others"):
+        driver._make_base()
+    base.chmod(0o700)
+    driver._make_base()
+    jail = Jail(base, "firecracker", "m1", chrooted=True)
+    jail.folder.parent.mkdir()
+    jail.folder.parent.chmod(0o777)
+    with pytest.raises(MachineError, match="firecracker can be written by others"):
+        jail.make()
+
+
+def test_a_pipe_is_made_where_there_is_nothing(tmp_path: Path) -> None:
+    jail = Jail(tmp_path, "firecracker", "m1", chrooted=True)
+    jail.make()
+    (jail.root / "log").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match="File exists"):
+        jail.pipe("log", None)
+    (jail.root / "log").unlink()
+    os.close(jail.pipe("log", os.getuid()))
+    assert stat.S_ISFIFO((jail.root / "log").lstat().st_mode)
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,16 @@ def test_a_folder_that_others_can_write_is_refused(store: ImageStore) -> None:
         pass
 
 
+def test_an_image_that_others_can_change_is_not_trusted(store: ImageStore) -> None:
+    image = put(store)
+    for folder in (store.folder, image.folder):
+        folder.chmod(0o770)
+        with pytest.raises(MachineError, match=f"{folder.name} can be written by others: chmod go-w it"):
+            store.verify(image)
+        folder.chmod(0o700)
+    store.verify(image)
+
+
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

@@ -30,9 +30,10 @@ from nex.drivers.firecracker.jailer import cgroup_root, remove_cgroup
 from nex.drivers.firecracker.machine import FirecrackerMachine
 from nex.drivers.firecracker.options import Options, read_limiter
 from nex.drivers.firecracker.vmm import Host, Network
-from nex.drivers.process import tree
+from nex.drivers.proc import Mark
 from nex.drivers.uids import Uids
 from nex.errors import MachineError, NexError
+from nex.folders import check_ours
 from nex.telemetry.logs import Log
 
 __all__ = ["FirecrackerDriver"]
@@ -82,7 +83,7 @@ class FirecrackerDriver(Driver):
     async def _trouble(self, programs: host.Programs, guest: Guest) -> str:
         """Why machines do not boot here. The one that is booted to find out is where the snapshot is from."""
         design = Design.of(guest, self.context.template, self._limiter)
-        key = await asyncio.to_thread(self._key, design, programs)
+        key = await self._key(design, programs)
         known = await asyncio.to_thread(snapshot.find, self._snapshots, key) if self._options.snapshot else None
         if known is not None:
             return ""
@@ -130,18 +131,22 @@ class FirecrackerDriver(Driver):
             self._base.mkdir(mode=0o700, parents=True, exist_ok=True)
         except OSError as error:
             raise MachineError(f"the folder of the jails {self._base} cannot be made: {error.strerror}") from error
+        check_ours(self._base)
 
     @property
     def _snapshots(self) -> Path:
         return store_of(self.context.images).folder / "snapshots"
 
-    def _key(self, design: Design, programs: host.Programs) -> str:
-        return snapshot.key_of(
+    async def _key(self, design: Design, programs: host.Programs) -> str:
+        # What a guest is told of its network when it boots.
+        told = f"{self._options.network} {await self._network.resolvers()}" if self._network is not None else ""
+        return await asyncio.to_thread(
+            snapshot.key_of,
             design,
             version=programs.version,
             program_digest=programs.digest,
             jailed=programs.jailer is not None,
-            network=_network_key(self._options),
+            network=told,
         )
 
     async def _find_guest(self) -> Guest:
@@ -168,7 +173,7 @@ class FirecrackerDriver(Driver):
 
     async def _provide_snapshot(self, made: Host, programs: host.Programs) -> None:
         design = self._design(self.context.template)
-        key = await asyncio.to_thread(self._key, design, programs)
+        key = await self._key(design, programs)
         self._snapshot = await asyncio.to_thread(snapshot.find, self._snapshots, key)
         if self._snapshot is None:
             try:
@@ -225,8 +230,7 @@ class FirecrackerDriver(Driver):
             raise MachineError(f"no handle of the firecracker driver: {error}") from error
         if handle.driver != self.name:
             raise MachineError(f"no handle of the firecracker driver: {handle.driver}")
-        ours = data.pid > 1 and data.boot_id == tree.boot_id()
-        if ours and not await asyncio.to_thread(tree.kill_tree, data.pid, data.started_ticks):
+        if not await asyncio.to_thread(data.kill_tree):
             raise MachineError(f"the VMM of machine {handle.machine_id} cannot be killed")
         if self._network is not None:
             await self._network.reclaim(handle.machine_id)
@@ -251,12 +255,9 @@ class FirecrackerDriver(Driver):
                 raise failure
 
 
-class _Left(msgspec.Struct, frozen=True):
+class _Left(Mark, frozen=True):
     """What a handle says of a machine. Names of folders are checked, for all in them is removed."""
 
-    pid: int = 0
-    started_ticks: int = 0
-    boot_id: str = ""
     base: str = ""
     program: str = ""
 
@@ -275,15 +276,6 @@ def _noted(folder: Path) -> Handle | None:
         return msgspec.json.decode((folder / HANDLE).read_bytes(), type=Handle)
     except (OSError, msgspec.DecodeError):
         return None
-
-
-def _network_key(options: Options) -> str:
-    """What a guest is told of its network when it boots."""
-    if options.network is None:
-        return ""
-    from nex.drivers.network.resolvers import hosts_resolvers  # noqa: PLC0415 - optional, and large
-
-    return f"{sorted(options.network.items())} {hosts_resolvers()}"
 
 
 def _network(options: Options) -> Network | None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from nex.drivers.base import ImageOptions
-from nex.drivers.qemu.media import Media, image_folder
+from nex.drivers.media import Media, image_folder
 from nex.images.store import ImageStore
 
 __all__ = ["Guest", "resolve", "store_of"]

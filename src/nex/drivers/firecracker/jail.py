@@ -17,8 +17,7 @@ from pathlib import Path
 import msgspec
 
 from nex.drivers.base import Handle
-from nex.drivers.process.machine import remove_folder
-from nex.errors import MachineError
+from nex.folders import check_ours, remove_folder
 
 __all__ = ["API_SOCKET", "HANDLE", "Jail"]
 
@@ -45,8 +44,10 @@ class Jail:
 
         Raises:
             OSError: it cannot be made, or is there already: an id is used once.
+            MachineError: others can change the folder of the jails.
         """
         self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_ours(self.folder.parent)
         self.folder.mkdir(mode=0o700)
         self.root.mkdir(mode=0o700)
         (self.root / "run").mkdir(mode=0o700)
@@ -74,12 +75,15 @@ class Jail:
 
         What nobody reads in time is dropped by the VMM, not kept: the kernel bounds the pipe.
         """
-        path = self.root / name
-        os.mkfifo(path, 0o600)
-        if user is not None:
-            os.chown(path, user, user)
+        os.mkfifo(self.root / name, 0o600)
         # Open for both: else the VMM would find nobody at the other end, or we its end closed before it came.
-        return os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        pipe = self.open(name, os.O_RDWR | os.O_NONBLOCK)
+        if not stat.S_ISFIFO(os.fstat(pipe).st_mode):
+            os.close(pipe)
+            raise OSError(0, f"{name} in the jail is no pipe")
+        if user is not None:
+            os.fchown(pipe, user, user)
+        return pipe
 
     async def connect(self, name: str) -> socket.socket:
         """Connect to a socket in the jail, however long its path is; links are not followed.
@@ -121,7 +125,4 @@ class Jail:
         Raises:
             MachineError: something of it cannot be removed.
         """
-        try:
-            remove_folder(self.folder)
-        except MachineError as error:
-            raise MachineError(f"the jail {self.folder} cannot be removed: {error}") from error
+        remove_folder(self.folder)

@@ -7,13 +7,13 @@ import os
 import socket
 from collections.abc import Callable
 
+from nex.drivers import proc
 from nex.drivers.base import Handle, Machine, MachineSpec, Usage
 from nex.drivers.firecracker.boot import Design, cold, restored
 from nex.drivers.firecracker.jail import HANDLE
 from nex.drivers.firecracker.snapshot import Snapshot
 from nex.drivers.firecracker.steps import Step
 from nex.drivers.firecracker.vmm import Host, Vmm
-from nex.drivers.process import tree
 from nex.drivers.relay import Relay
 from nex.errors import MachineError
 from nex.processes import Exit
@@ -61,11 +61,9 @@ class FirecrackerMachine(Machine):
     @property
     def handle(self) -> Handle:
         """The VMM's process, unmistakably, and where its jail is."""
-        vmm = self._vmm
+        mark = self._vmm.mark if self._vmm else proc.Mark()
         data = {
-            "pid": vmm.child.pid if vmm and vmm.child else 0,
-            "started_ticks": vmm.started_ticks if vmm else 0,
-            "boot_id": tree.boot_id(),
+            **mark.data,
             "base": str(self._host.base),
             "program": self._host.program.name,
             "state": self._state,
@@ -75,7 +73,7 @@ class FirecrackerMachine(Machine):
     @property
     def pid(self) -> int:
         """The VMM's process id; 0 before `start`."""
-        return self._vmm.child.pid if self._vmm and self._vmm.child else 0
+        return self._vmm.mark.pid if self._vmm else 0
 
     async def start(self) -> None:
         """Restore or boot it, connect to its agent, say hello."""
@@ -197,7 +195,7 @@ class FirecrackerMachine(Machine):
         received, sent = self._relay.sent_bytes, self._relay.received_bytes  # what we send, it receives
         if not self.pid or self._exit.done():
             return Usage(0.0, 0, received, sent)
-        used = await asyncio.to_thread(tree.usage, self.pid)
+        used = await asyncio.to_thread(proc.usage, self.pid)
         if self._host.network is not None:
             more = await self._host.network.counters(self.id)
             received, sent = received + more[0], sent + more[1]

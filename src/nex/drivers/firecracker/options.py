@@ -52,6 +52,9 @@ class Options:
                     values[key] = reader(config[key])
                 except ValueError:
                     problems.append(Problem(key, _SOURCE, f"must be {wanted}"))
+        if values.get("jailer", "") is None and values.get("network") is not None:
+            text = "needs the jailer, which starts machines where their network is: leave out jailer, or network"
+            problems.append(Problem("network", _SOURCE, text))
         if problems:
             raise ConfigError(tuple(problems))
         return cls(**values)

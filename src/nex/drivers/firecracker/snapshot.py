@@ -184,6 +184,8 @@ def _take_over(fd: int, target: Path) -> None:
             with target.open("xb") as copy:
                 shutil.copyfileobj(source, copy, _BLOCK)
         target.chmod(0o444)
+    with target.open("rb") as kept:  # its name must not outlast what is in it, if the host fails
+        os.fsync(kept.fileno())
 
 
 def _remove_old(snapshots: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from nex.drivers.process.tree import boot_id
+from nex.drivers.proc import boot_id
 from nex.errors import MachineError
 
 __all__ = ["trouble"]

@@ -9,10 +9,13 @@ import signal
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Protocol
 
+from nex.drivers import proc
 from nex.drivers.base import Fingerprint
+from nex.drivers.console import Console
 from nex.drivers.firecracker.api import DESCRIBE, LOGGER
 from nex.drivers.firecracker.client import Api
 from nex.drivers.firecracker.guard import Guard
@@ -20,8 +23,6 @@ from nex.drivers.firecracker.jail import API_SOCKET, Jail
 from nex.drivers.firecracker.jailer import Order, jailer_arguments, remove_cgroup
 from nex.drivers.firecracker.steps import Step, Steps
 from nex.drivers.firecracker.vsock import connect_guest
-from nex.drivers.process import tree
-from nex.drivers.qemu.console import Console
 from nex.drivers.uids import Uid, Uids
 from nex.errors import MachineError
 from nex.processes import Child, Exit
@@ -79,6 +80,9 @@ class Network(Protocol):
     async def open(self, machine_id: str, *, user: tuple[int, int]) -> Any:
         """An `Attachment` whose tap that user and group may open."""
 
+    async def resolvers(self) -> tuple[IPv4Address, ...]:
+        """Whom machines may ask for names."""
+
     async def reclaim(self, machine_id: str) -> None:
         """Remove what there is of a machine's; nothing is no error."""
 
@@ -129,7 +133,7 @@ class Vmm:
         self.user: Uid | None = None
         self.attachment: Attachment | None = None
         self.child: Child | None = None
-        self.started_ticks = 0
+        self.mark = proc.Mark()
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._host = host
         self._vcpu_count = vcpu_count
@@ -203,7 +207,7 @@ class Vmm:
             )
         finally:
             os.close(writer)
-        self.started_ticks = tree.start_ticks(self.child.pid) or 0
+        self.mark = proc.Mark.of(self.child.pid)
         self._host.guard.watch(self.child.pid)
         self._tasks.start(self._wait(self.child), name=f"{self.machine_id}.wait")
 

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import ClassVar
 
 from nex.cgroups import Controllers, available
+from nex.drivers import proc
 from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Health, Machine, MachineSpec
-from nex.drivers.process import tree
-from nex.drivers.process.bounds import Bounds, end_groups, group_prefix
+from nex.drivers.bounds import Bounds, end_groups, group_prefix
 from nex.drivers.process.forks import ForkServer
-from nex.drivers.process.machine import ProcessMachine, remove_folder
+from nex.drivers.process.machine import ProcessMachine
 from nex.errors import MachineError
+from nex.folders import remove_folder
 from nex.processes import Exit
 from nex.tasks import TaskOwner
 from nex.telemetry.logs import Log
@@ -131,14 +132,7 @@ class ProcessDriver(Driver):
         if not handle.machine_id.isalnum() or handle.driver != self.name:
             raise MachineError(f"no handle of the process driver: {handle.driver} {handle.machine_id!r}")
         folder = self._folder / handle.machine_id
-        pid, started = handle.data.get("pid"), handle.data.get("started_ticks")
-        if (
-            isinstance(pid, int)
-            and isinstance(started, int)
-            and pid > 1
-            and handle.data.get("boot_id") == tree.boot_id()
-        ):
-            await asyncio.to_thread(tree.kill_tree, pid, started)
+        await asyncio.to_thread(proc.Mark.read(handle.data).kill_tree)
         await asyncio.to_thread(end_groups, f"{self._groups}{handle.machine_id}", exactly=True)
         await _clean(folder)
 
@@ -156,6 +150,6 @@ class ProcessDriver(Driver):
 
 
 async def _clean(folder: Path) -> None:
-    if not await asyncio.to_thread(tree.kill_users, folder):
+    if not await asyncio.to_thread(proc.kill_users, folder):
         raise MachineError(f"processes of machine {folder.name} cannot be killed")
     await asyncio.to_thread(remove_folder, folder)

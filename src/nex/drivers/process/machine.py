@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 from collections import deque
 from collections.abc import Sequence
@@ -12,13 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
+from nex.drivers import proc
 from nex.drivers.base import Handle, Machine, MachineSpec, Resources, Usage
-from nex.drivers.process import tree
-from nex.drivers.process.bounds import Bounds
+from nex.drivers.bounds import Bounds
 from nex.errors import MachineError
+from nex.folders import remove_folder
 from nex.processes import Exit, LineReader
 
-__all__ = ["Forks", "ProcessMachine", "remove_folder"]
+__all__ = ["Forks", "ProcessMachine"]
 
 _CONSOLE_LINES = 100
 _KILL_TIMEOUT_S = 10.0
@@ -51,8 +51,7 @@ class ProcessMachine(Machine):
         self._bounds = bounds
         self._console: deque[str] = deque(maxlen=_CONSOLE_LINES)
         self._reader: LineReader | None = None
-        self._pid = 0
-        self._started_ticks = 0
+        self._mark = proc.Mark()
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._changing = asyncio.Lock()
         self._destroyed = False
@@ -60,18 +59,17 @@ class ProcessMachine(Machine):
     @property
     def handle(self) -> Handle:
         """The agent's process, unmistakably: its id, when it began, in which boot."""
-        data = {"pid": self._pid, "started_ticks": self._started_ticks, "boot_id": tree.boot_id()}
-        return Handle(driver="process", machine_id=self.id, data=data)
+        return Handle(driver="process", machine_id=self.id, data=self._mark.data)
 
     @property
     def pid(self) -> int:
         """The agent's process id; 0 before `start`."""
-        return self._pid
+        return self._mark.pid
 
     async def start(self) -> None:
         """Make the folder, fork the agent, hand it the hello through a pipe."""
         async with self._changing:
-            if self._pid or self._destroyed:
+            if self.pid or self._destroyed:
                 raise RuntimeError("a machine is started once, and not after it was destroyed")
             try:
                 self._folder.mkdir(mode=0o700)
@@ -94,12 +92,11 @@ class ProcessMachine(Machine):
             hello = _pipe_of(self._spec.hello)
             groups = self._bounds.folders if self._bounds is not None else ()
             try:
-                self._pid = await self._forks.fork(self.id, self._folder, groups, hello, writer)
+                self._mark = proc.Mark.of(await self._forks.fork(self.id, self._folder, groups, hello, writer))
             finally:
                 os.close(hello)
         finally:
             os.close(writer)
-        self._started_ticks = tree.start_ticks(self._pid) or 0
 
     async def wait(self) -> Exit:
         """Wait until the agent has ended and all that descended from it, and its last words are in `console`."""
@@ -115,15 +112,15 @@ class ProcessMachine(Machine):
 
     async def lost(self) -> None:
         """The fork server has ended: end here what it would have ended. The agent has been told to, by the kernel."""
-        if self._pid and not self._exit.done():
-            await asyncio.to_thread(self._kill_tree, self._pid)
+        if self.pid and not self._exit.done():
+            await asyncio.to_thread(self._kill_tree)
             self.ended(Exit(-1, signal.SIGKILL))
 
-    def _kill_tree(self, pid: int) -> None:
-        gone = tree.kill_tree(pid, self._started_ticks, timeout_s=_KILL_TIMEOUT_S)
+    def _kill_tree(self) -> None:
+        gone = self._mark.kill_tree(timeout_s=_KILL_TIMEOUT_S)
         if self._bounds is not None:  # all that got away from the tree is in it
             gone &= self._bounds.kill()
-        if not (tree.kill_users(self._folder) and gone):
+        if not (proc.kill_users(self._folder) and gone):
             raise MachineError(f"processes of machine {self.id} cannot be killed")
 
     async def destroy(self) -> None:
@@ -134,7 +131,7 @@ class ProcessMachine(Machine):
     async def _clean(self) -> None:
         if self._destroyed:
             return
-        if self._pid and not self._exit.done():
+        if self.pid and not self._exit.done():
             self._forks.kill(self.id)
             try:
                 async with asyncio.timeout(_KILL_TIMEOUT_S):
@@ -164,13 +161,13 @@ class ProcessMachine(Machine):
         """Of the agent and all that descends from it; bytes are the host's, and nobody counts them for a process.
 
         With a control group, memory is what they were the first to touch: not what they share with the fork server,
-        and not cached files that lie unused. Without, it is as `tree.usage` says.
+        and not cached files that lie unused. Without, it is as `proc.usage` says.
         """
-        if not self._pid or self._exit.done():
+        if not self.pid or self._exit.done():
             return Usage(0.0, 0)
         if self._bounds is not None and (usage := self._bounds.usage()) is not None:
             return usage
-        return await asyncio.to_thread(tree.usage, self._pid)
+        return await asyncio.to_thread(proc.usage, self.pid)
 
     def console(self) -> str:
         """What the agent printed last."""
@@ -190,38 +187,3 @@ def _pipe_of(data: bytes) -> int:
         os.close(writer)
     os.close(reader)
     raise MachineError(f"a hello of {len(data)} bytes is larger than a pipe holds")
-
-
-def remove_folder(folder: Path) -> None:
-    """Remove a folder and all in it, also what its workload has made unreadable or deep. Nothing there is no error.
-
-    Raises:
-        MachineError: something of it cannot be removed.
-    """
-    # Folders in folders are moved up before their turn: no depth makes a path too long, nor us recurse too far.
-    folders = [folder]
-    try:
-        for one in folders:
-            one.chmod(0o700)
-            with os.scandir(one) as entries:
-                found = list(entries)
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    folders.append(_moved_up(Path(entry.path), folder))
-                else:
-                    os.unlink(entry)  # noqa: PTH108 - an entry is a path
-        for one in reversed(folders):
-            one.rmdir()
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not folder.exists():
-            return
-        raise MachineError(f"the machine's folder cannot be removed: {error.strerror}") from error
-
-
-def _moved_up(inner: Path, top: Path) -> Path:
-    if inner.parent == top:
-        return inner
-    inner.chmod(0o700)  # else it could not be moved
-    moved = top / f".{secrets.token_hex(8)}"
-    inner.rename(moved)
-    return moved

@@ -20,12 +20,13 @@ from nex.drivers.base import (
     MachineSpec,
     Resources,
 )
-from nex.drivers.process import tree
+from nex.drivers.media import Media, image_folder
+from nex.drivers.proc import Mark
 from nex.drivers.qemu.binary import INSTALL, Qemu, QemuMissing, find_qemu
 from nex.drivers.qemu.kvm import confinement_for, kvm_trouble, seclusion_trouble
 from nex.drivers.qemu.machine import QemuMachine
 from nex.drivers.qemu.maker import Maker
-from nex.drivers.qemu.media import Media, OpenMedia, image_folder
+from nex.drivers.qemu.opened import OpenMedia
 from nex.drivers.qemu.options import Options
 from nex.drivers.qemu.store import FOLDER
 from nex.drivers.qemu.vm import Vm
@@ -188,14 +189,7 @@ class QemuDriver(Driver):
         """Kill the QEMU if it is still the very process of the handle; there is nothing else."""
         if not handle.machine_id.isalnum() or handle.driver != self.name:
             raise MachineError(f"no handle of the qemu driver: {handle.driver} {handle.machine_id!r}")
-        pid, started = handle.data.get("pid"), handle.data.get("started_ticks")
-        if (
-            isinstance(pid, int)
-            and isinstance(started, int)
-            and pid > 1
-            and handle.data.get("boot_id") == tree.boot_id()
-            and not await asyncio.to_thread(tree.kill_tree, pid, started)
-        ):
+        if not await asyncio.to_thread(Mark.read(handle.data).kill_tree):
             raise MachineError(f"the QEMU of machine {handle.machine_id} cannot be killed")
 
     async def close(self) -> None:

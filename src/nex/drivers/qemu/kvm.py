@@ -11,9 +11,9 @@ from typing import Final, Literal
 
 import msgspec
 
-from nex.drivers.process.tree import boot_id
+from nex.drivers.console import Console
+from nex.drivers.proc import boot_id
 from nex.drivers.qemu.binary import Qemu
-from nex.drivers.qemu.console import Console
 from nex.errors import MachineError
 from nex.processes import Child, Confinement, seclude
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Final, Protocol
 
+from nex.drivers import proc
 from nex.drivers.base import Handle, Machine, MachineSpec, Resources, Usage
-from nex.drivers.process import tree
 from nex.drivers.qemu.vm import Vm
 from nex.drivers.relay import Relay
 from nex.errors import MachineError
@@ -36,7 +36,7 @@ class QemuMachine(Machine):
         self._spec = spec
         self._host = host
         self._vm: Vm | None = None
-        self._started_ticks = 0
+        self._mark = proc.Mark()
         self._relay = Relay(spec.server)
         self._notes: list[str] = []
         self._tasks = TaskOwner(f"drivers.qemu.{spec.id}", self._failed)
@@ -47,13 +47,12 @@ class QemuMachine(Machine):
     @property
     def handle(self) -> Handle:
         """The QEMU process, unmistakably: its id, when it began, in which boot."""
-        data = {"pid": self.pid, "started_ticks": self._started_ticks, "boot_id": tree.boot_id()}
-        return Handle(driver="qemu", machine_id=self.id, data=data)
+        return Handle(driver="qemu", machine_id=self.id, data=self._mark.data)
 
     @property
     def pid(self) -> int:
         """The process id of QEMU; 0 before `start`."""
-        return self._vm.child.pid if self._vm is not None else 0
+        return self._mark.pid
 
     async def start(self) -> None:
         """Restore or boot the guest, and give it the hello: it reads that when it is up."""
@@ -65,7 +64,7 @@ class QemuMachine(Machine):
             except BaseException:
                 await asyncio.shield(self._clean())
                 raise
-            self._started_ticks = tree.start_ticks(vm.child.pid) or 0
+            self._mark = proc.Mark.of(vm.child.pid)
             self._tasks.start(self._watch(vm), name="watch")
             self._tasks.start(self._serve(vm), name="serve")
 
@@ -127,7 +126,7 @@ class QemuMachine(Machine):
         received, sent = self._relay.sent_bytes, self._relay.received_bytes  # what we send, it receives
         if not self.pid or self._exit.done():
             return Usage(0.0, 0, received, sent)
-        used = await asyncio.to_thread(tree.usage, self.pid)
+        used = await asyncio.to_thread(proc.usage, self.pid)
         return Usage(used.cpu_s, used.memory_bytes, received, sent)
 
     def console(self) -> str:

@@ -14,9 +14,10 @@ from typing import Final, Literal
 
 from nex import __version__
 from nex.drivers.base import Resources
+from nex.drivers.media import Media
 from nex.drivers.qemu.binary import Qemu
 from nex.drivers.qemu.command import BOARD_VERSION, Board, kernel_arguments
-from nex.drivers.qemu.media import Media, OpenMedia
+from nex.drivers.qemu.opened import OpenMedia
 from nex.drivers.qemu.snapshot import Snapshot
 from nex.drivers.qemu.store import SnapshotMissing, SnapshotStore
 from nex.drivers.qemu.template import take_snapshot

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
+from nex.drivers.console import Console
 from nex.drivers.qemu.command import CONTROL_ID, Board, Files, boot_argv, restore_argv
-from nex.drivers.qemu.console import Console
 from nex.drivers.qemu.qmp import Event, Qmp
 from nex.drivers.qemu.snapshot import Snapshot
 from nex.errors import MachineError

@@ -12,7 +12,7 @@ import msgspec
 
 from nex.cgroups import available
 from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Machine, MachineSpec
-from nex.drivers.process.bounds import Bounds, end_groups, group_prefix
+from nex.drivers.bounds import Bounds, end_groups, group_prefix
 from nex.drivers.sandbox import host
 from nex.drivers.sandbox.launch import Launcher
 from nex.drivers.sandbox.machine import SandboxMachine, Workshop, reclaim

@@ -9,15 +9,14 @@ import platform
 import resource
 import select
 import signal
-import subprocess
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from nex.drivers.console import Console
 from nex.drivers.sandbox.bubblewrap import Entry, Sandbox, arguments, entries_of
 from nex.drivers.sandbox.seccomp import filter_program
 from nex.drivers.sandbox.tree import SharedTree
@@ -93,12 +92,12 @@ class Launched:
     Attributes:
         outer: bubblewrap itself, which waits for the first process.
         first: the first process.
-        console: reads what both print, until both have ended.
+        console: what both print.
     """
 
     outer: Child
     first: First
-    console: LineReader
+    console: Console
 
     async def wait(self) -> Exit:
         """Wait until all in the sandbox is gone, and all it printed was read."""
@@ -106,7 +105,7 @@ class Launched:
         # Bubblewrap has waited for it, if nothing killed bubblewrap before.
         if not (self.first.is_gone() or await asyncio.to_thread(self.first.kill)):
             raise MachineError(f"process {self.first.pid} of a sandbox cannot be killed")
-        await self.console.wait()
+        self.console.close()  # nobody is left to print more
         return Exit(-1, how.code - _SIGNALLED) if how.code > _SIGNALLED else how
 
     def kill(self) -> None:
@@ -144,21 +143,15 @@ class Launcher:
         """Start no more. Running ones go on."""
         self._tree.close()
 
-    async def launch(self, order: Order, on_line: Callable[[str], None]) -> Launched:
-        """Start a sandbox. ``on_line`` gets what it prints.
+    async def launch(self, order: Order) -> Launched:
+        """Start a sandbox.
 
         Raises:
             MachineError: it could not be started; nothing is left of it.
         """
-        console, printed = os.pipe()
+        reading, printed = os.pipe()
         told, info = os.pipe()
-        printed_last: deque[str] = deque(maxlen=_CONSOLE_LINES)
-
-        def keep(line: str) -> None:
-            printed_last.append(line)
-            on_line(line)
-
-        reader = LineReader(console, keep)
+        console = Console(reading)
         answers: list[str] = []
         answer = LineReader(told, answers.append)
         try:
@@ -167,26 +160,22 @@ class Launcher:
             finally:
                 os.close(info)
                 os.close(printed)
-        except BaseException as error:
-            reader.close()
+        except OSError as error:
+            console.close()
             answer.close()
-            if isinstance(error, OSError):
-                raise MachineError(f"{error.filename or 'bubblewrap'} cannot be run: {error.strerror}") from error
-            if isinstance(error, subprocess.SubprocessError):  # it does not say what
-                raise MachineError("bubblewrap cannot enter its user, control groups or limits") from error
-            raise
+            raise MachineError(f"{error.filename or 'bubblewrap'} cannot be run: {error.strerror}") from error
         try:
             async with asyncio.timeout(_START_TIMEOUT_S):
                 await answer.wait()
                 if (first := _first(outer, "".join(answers))) is None:
                     how = await outer.wait()
-                    await reader.wait()
-                    raise MachineError(f"bubblewrap has ended with {how}", console="\n".join(printed_last))  # noqa: TRY301
-                return Launched(outer, first, reader)
+                    await console.wait()
+                    raise MachineError(f"bubblewrap has ended with {how}", console=console.tail)  # noqa: TRY301
+                return Launched(outer, first, console)
         except BaseException as error:
             await outer.kill()
             answer.close()
-            reader.close()
+            console.close()
             if isinstance(error, TimeoutError):
                 raise MachineError(f"bubblewrap started nothing within {_START_TIMEOUT_S:g} s") from error
             raise

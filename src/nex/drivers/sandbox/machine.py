@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Final
 import msgspec
 
 from nex.cgroups import Controllers, Watch
+from nex.drivers import proc
 from nex.drivers.base import Handle, Machine, MachineSpec, Resources, Usage
-from nex.drivers.process import tree
-from nex.drivers.process.bounds import Bounds
+from nex.drivers.bounds import Bounds
 from nex.drivers.relay import Relay
 from nex.drivers.sandbox.disk import Disk
 from nex.drivers.sandbox.launch import First, Launched, Launcher, Order
@@ -30,7 +29,6 @@ from nex.telemetry.logs import Log
 __all__ = ["SandboxMachine", "Workshop", "agent_command", "handle_of", "reclaim"]
 
 _log = Log("drivers.sandbox")
-_CONSOLE_LINES: Final = 100
 _MODULE: Final = "nex.agent.confined"
 
 
@@ -78,7 +76,7 @@ class SandboxMachine(Machine):
         self._record = workshop.folder / spec.id
         self._relay = Relay(spec.server)
         self._tasks = TaskOwner(f"sandbox.{spec.id}", self._failed)
-        self._console: deque[str] = deque(maxlen=_CONSOLE_LINES)
+        self._notes: list[str] = []
         self._launched: Launched | None = None
         self._uid: Uid | None = None
         self._disk = Disk(spec.resources)
@@ -149,7 +147,7 @@ class SandboxMachine(Machine):
             pass_fds=(control, data),
             pids=0 if bounded else await asyncio.to_thread(most_processes, self._spec.resources, own_user=own_user),
         )
-        return await self._workshop.launcher.launch(order, self._console.append)
+        return await self._workshop.launcher.launch(order)
 
     def _write_record(self) -> None:
         with open(self._record, "wb", opener=_private) as file:
@@ -225,17 +223,18 @@ class SandboxMachine(Machine):
             return Usage(0.0, 0)
         used = self._bounds.usage() if self._bounds is not None else None
         if used is None:
-            used = await asyncio.to_thread(tree.usage, self._launched.outer.pid)
+            used = await asyncio.to_thread(proc.usage, self._launched.outer.pid)
         return replace(used, received_bytes=self._relay.sent_bytes, sent_bytes=self._relay.received_bytes)
 
     def console(self) -> str:
         """What the agent, and bubblewrap before it, printed last."""
-        return "\n".join(self._console)
+        printed = self._launched.console.tail if self._launched is not None else ""
+        return "\n".join((*([printed] if printed else []), *self._notes))
 
     def _failed(self, name: str, error: BaseException) -> None:
         if isinstance(error, MachineError) and not name.endswith(".end"):
             # A stream that fails ends the agent, too; why is what whoever waits for the machine wants to read.
-            self._console.append(f"node: {error}")
+            self._notes.append(f"node: {error}")
             return
         _log.error("machine_failed", str(error), error=error, task=name)
         if not self._exit.done():
@@ -248,8 +247,8 @@ def _private(path: str, flags: int) -> int:
 
 def handle_of(machine_id: str, first: First | None) -> Handle:
     """What `reclaim` needs."""
-    data = {"pid": first.pid, "started_ticks": first.started_ticks, "boot_id": tree.boot_id()} if first else {}
-    return Handle(driver="sandbox", machine_id=machine_id, data=data)
+    mark = proc.Mark(first.pid, first.started_ticks, proc.boot_id()) if first else proc.Mark()
+    return Handle(driver="sandbox", machine_id=machine_id, data=mark.data)
 
 
 def reclaim(handle: Handle) -> None:
@@ -258,8 +257,6 @@ def reclaim(handle: Handle) -> None:
     Raises:
         MachineError: it cannot be killed.
     """
-    pid, started = handle.data.get("pid"), handle.data.get("started_ticks")
-    if not (isinstance(pid, int) and isinstance(started, int) and pid > 1):
-        return
-    if handle.data.get("boot_id") == tree.boot_id() and not First(pid, started).kill():
-        raise MachineError(f"process {pid} of machine {handle.machine_id} cannot be killed")
+    mark = proc.Mark.read(handle.data)
+    if mark.may_live and not First(mark.pid, mark.started_ticks).kill():
+        raise MachineError(f"process {mark.pid} of machine {handle.machine_id} cannot be killed")

@@ -7,7 +7,6 @@ import os
 import platform
 import secrets
 import tempfile
-from collections import deque
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Final
 
 from nex.cgroups import Controllers
 from nex.drivers.base import Resources
-from nex.drivers.process.bounds import Bounds
+from nex.drivers.bounds import Bounds
 from nex.drivers.sandbox.launch import Launcher, Order
 from nex.drivers.sandbox.program import write_program
 from nex.drivers.uids import Uids
@@ -68,8 +67,7 @@ class Trial:
                 self._uids.give_back(uid)
 
     async def _run(self, order: Order) -> None:
-        printed: deque[str] = deque(maxlen=_LINES)
-        launched = await self._launcher.launch(order, printed.append)
+        launched = await self._launcher.launch(order)
         try:
             async with asyncio.timeout(_DEADLINE_S):
                 how = await launched.wait()
@@ -79,7 +77,7 @@ class Trial:
             launched.kill()
             await asyncio.shield(launched.wait())
         if how != Exit(0):
-            raise MachineError(f"a tiny sandbox failed with {how}", console="\n".join(printed))
+            raise MachineError(f"a tiny sandbox failed with {how}", console=launched.console.tail)
 
 
 @asynccontextmanager

@@ -7,12 +7,16 @@ import os
 import select
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Self
+
+import msgspec
 
 from nex.drivers.base import Usage
 from nex.processes import children_of
 
-__all__ = ["boot_id", "descendants", "kill_tree", "kill_users", "start_ticks", "usage"]
+__all__ = ["Mark", "boot_id", "descendants", "kill_tree", "kill_users", "start_ticks", "usage"]
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
@@ -27,6 +31,41 @@ def start_ticks(pid: int) -> int | None:
     """When the process began, in clock ticks since boot: with the id, it names one process for good. None if gone."""
     stat = _stat(pid)
     return int(stat[19]) if stat and stat[0] not in b"ZX" else None
+
+
+class Mark(msgspec.Struct, frozen=True):
+    """One process, unmistakably: its id, when it began, and in which boot of the host. It is part of handles."""
+
+    pid: int = 0
+    started_ticks: int = 0
+    boot_id: str = ""
+
+    @classmethod
+    def of(cls, pid: int) -> Self:
+        """That of a process that runs."""
+        return cls(pid, start_ticks(pid) or 0, boot_id())
+
+    @classmethod
+    def read(cls, data: Mapping[str, Any]) -> Self:
+        """What a handle says; of one that says nothing that can be meant, a mark that is nobody's."""
+        try:
+            return msgspec.convert(data, cls)
+        except msgspec.ValidationError:
+            return cls()
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """For a handle."""
+        return {"pid": self.pid, "started_ticks": self.started_ticks, "boot_id": self.boot_id}
+
+    @property
+    def may_live(self) -> bool:
+        """Whether there can be such a process: ids of an earlier boot mean nothing."""
+        return self.pid > 1 and self.boot_id == boot_id()
+
+    def kill_tree(self, *, timeout_s: float = 5.0) -> bool:
+        """KILL it, if it is still the very same, and all that descends from it. Blocks. True when all are gone."""
+        return not self.may_live or kill_tree(self.pid, self.started_ticks, timeout_s=timeout_s)
 
 
 def _stat(pid: int) -> list[bytes]:
