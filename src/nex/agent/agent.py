@@ -36,6 +36,7 @@ from nex.protocol.agent import (
 )
 from nex.protocol.channel import HELLO_LIMIT_BYTES
 from nex.providers import registry
+from nex.security.keys import SigningKey
 from nex.tasks import TaskOwner
 from nex.telemetry import logs
 from nex.transport.connection import Connection, Msg
@@ -150,9 +151,9 @@ class Agent:
             await self._work.stop(_GRACE_AT_END_S)
 
 
-def handshake(started_ns: int) -> Ready:
-    """What an agent says first."""
-    return Ready(version=__version__, workload_types=registry.available(), pid=os.getpid(), started_ns=started_ns)
+def handshake(types: tuple[str, ...], started_ns: int) -> Ready:
+    """What an agent says first: the ``types`` of workloads that it can run, and since when it is itself."""
+    return Ready(version=__version__, workload_types=types, pid=os.getpid(), started_ns=started_ns)
 
 
 async def serve(hello: Hello, place: Place, ready: Ready, greeting: Greeting | None = None) -> None:
@@ -202,10 +203,11 @@ def live(
     ``on_hello`` is called before any order of the node is looked at.
     """
     logs.configure("warn")
+    types = registry.available()
     try:
         with runner:
             hello = read_hello()
-            ready = handshake(max(hello.time_ns, time.time_ns()))
+            ready = handshake(types, max(hello.time_ns, time.time_ns()))
             # Said before all else: what follows takes a clone longer than its host takes to hear it and to give orders.
             greeting = say_ready(hello, place.channels, ready) if place.channels is not None else None
             if on_hello is not None:
@@ -229,7 +231,7 @@ def say_ready(hello: Hello, channels: Channels, ready: Ready) -> Greeting:
         channels.joined,
         name=_name(hello),
         jwt=hello.credentials.jwt,
-        seed=hello.credentials.seed,
+        secret=hello.credentials.secret or SigningKey.from_seed(hello.credentials.seed).secret,
         subjects=[agent_subject(hello.machine_id, verb) for verb in ("start", "stop", "ping")],
         first=(host_subject(hello.machine_id, "ready"), ready.encode()),
     )

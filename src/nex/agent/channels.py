@@ -92,35 +92,35 @@ class Channels:
 
 
 def _read_hello(fd: int) -> bytes:
-    """The hello; empty if the stream ended before its first byte. What follows it is not ours."""
-    os.set_blocking(fd, False)
-    with select.epoll() as events:
-        # Edge by edge: a port that the host is away from would else be reported all the time.
-        events.register(fd, select.EPOLLIN | select.EPOLLET)
-        is_port = stat.S_ISCHR(os.fstat(fd).st_mode)
-        prefix = _receive(fd, events, LENGTH_BYTES, is_port=is_port)
-        return _receive(fd, events, hello_length(prefix), is_port=False) if prefix else b""
+    """The hello; empty if the stream ended before its first byte. What follows it is not ours.
+
+    It blocks in the file itself: a clone pays for each piece of the kernel that it uses for the first time.
+    """
+    os.set_blocking(fd, True)
+    is_port = stat.S_ISCHR(os.fstat(fd).st_mode)
+    prefix = _read(fd, LENGTH_BYTES)
+    while is_port and not prefix:  # the host is away: nothing to wait for
+        time.sleep(_LOOK_AGAIN_S)
+        prefix = _read(fd, LENGTH_BYTES)
+    if not prefix:
+        return b""
+    prefix = _completed(fd, prefix, LENGTH_BYTES)
+    return _completed(fd, b"", hello_length(prefix))
 
 
-def _receive(fd: int, events: select.epoll, size: int, *, is_port: bool) -> bytes:
-    received = b""
+def _completed(fd: int, received: bytes, size: int) -> bytes:
     while len(received) < size:
-        try:
-            data = os.read(fd, size - len(received))
-        except BlockingIOError:
-            events.poll()
-            continue
-        except ConnectionError:
-            data = b""
-        received += data
-        if data:
-            continue
-        if received:
+        if not (more := _read(fd, size - len(received))):
             raise MessageError("the host closed the control stream in the midst of its hello")
-        if not is_port:
-            break
-        events.poll()
+        received += more
     return received
+
+
+def _read(fd: int, size: int) -> bytes:
+    try:
+        return os.read(fd, size)
+    except ConnectionError:
+        return b""
 
 
 def _accept(listener: socket.socket) -> int:

@@ -5,8 +5,7 @@ and waits there for the hello: this is where a machine may be snapshotted and cl
 it is an agent until its stream ends; then the machine does. What goes wrong is on the console.
 
 The kernel's command line may say: ``nex.disk_mib=<n>``, what its workload may write; ``nex.net=<address>/<prefix>,
-<gateway>,<resolver>,…``; ``nex.spare=0``, not to start what workloads need before there is one (a machine that boots
-for one workload is there sooner).
+<gateway>,<resolver>,…``; ``nex.spare=0``, to do nothing beforehand, which pays in machines made of a snapshot only.
 """
 
 from __future__ import annotations
@@ -17,12 +16,13 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from nex.agent import interfaces, kernel, mounts
-from nex.agent.agent import live
+from nex.agent.agent import live, new_runner
 from nex.agent.place import Place
 from nex.agent.ports import open_channels
 from nex.agent.warm import prepare, start_spares, warm_runner
 from nex.processes import Confinement
 from nex.protocol.agent import Hello
+from nex.providers.base import Provider
 
 __all__ = ["main"]
 
@@ -44,9 +44,12 @@ def _live() -> int:
     mounts.mount_kernel()
     told = kernel.arguments()
     confinement = _settle(told)
-    prepare()
-    spares = () if told.get("spare") == "0" else start_spares(confinement)
-    runner = warm_runner()
+    spares: tuple[type[Provider], ...] = ()
+    if told.get("spare") == "0":
+        runner = new_runner()
+    else:
+        prepare()
+        spares, runner = start_spares(confinement), warm_runner()
     gc.collect()
     gc.freeze()
     channels = open_channels()

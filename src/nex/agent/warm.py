@@ -77,7 +77,7 @@ async def _rehearse() -> None:
         theirs.sendall(frame_hello(_hello()) + b"INFO " + json.dumps(_INFO).encode() + b"\r\n")
         channels = Channels(ours.detach(), -1)
         hello = Hello.decode(channels.hello())
-        ready = handshake(0)
+        ready = handshake(registry.available(), 0)
         greeting = say_ready(hello, channels, ready)
         async with asyncio.TaskGroup() as group:
             group.create_task(_play_server(theirs))
@@ -89,8 +89,8 @@ async def _rehearse() -> None:
 
 
 def _hello() -> bytes:
-    seed = SigningKey.create("user").seed()  # for this once; it signs for nobody
-    credentials = Credentials(url="nats://127.0.0.1:4222", jwt="-", seed=seed)
+    key = SigningKey.create("user")  # for this once; it signs for nobody
+    credentials = Credentials(url="nats://127.0.0.1:4222", jwt="-", seed=key.seed(), secret=key.secret)
     return Hello(machine_id=_ID, time_ns=time.time_ns(), entropy=bytes(32), credentials=credentials).encode()
 
 

@@ -19,6 +19,7 @@ from nex.node.agents import AgentLink
 from nex.node.config import Leafnode
 from nex.node.lifecycle import backoff_s
 from nex.protocol.agent import Credentials, Hello
+from nex.security.keys import SigningKey
 from nex.security.plane import LeafRemote, PlaneAuthority
 from nex.telemetry.logs import Log
 from nex.transport.connection import Connection, Msg
@@ -155,20 +156,21 @@ class Plane:
     def hello(self, machine_id: str) -> bytes:
         """The encoded first message for a new machine, with its credentials."""
         jwt, seed = self._authority.agent_user(machine_id)
+        secret = SigningKey.from_seed(seed).secret
         return Hello(
             machine_id=machine_id,
             time_ns=time.time_ns(),
             entropy=urandom(_ENTROPY_BYTES),
-            credentials=self._credentials(jwt, seed),
+            credentials=self._credentials(jwt, seed, secret),
         ).encode()
 
     def data_credentials(self, machine_id: str, subscriptions: Iterable[tuple[str, str]]) -> Credentials:
         """What lets a machine hear these (subject, queue group) of the public system itself."""
         return self._credentials(*self._authority.data_user(machine_id, subscriptions, denied=self._denied))
 
-    def _credentials(self, jwt: str, seed: str) -> Credentials:
+    def _credentials(self, jwt: str, seed: str, secret: bytes = b"") -> Credentials:
         host, port = self.address
-        return Credentials(url=f"nats://{host}:{port}", jwt=jwt, seed=seed)
+        return Credentials(url=f"nats://{host}:{port}", jwt=jwt, seed=seed, secret=secret)
 
     def link(self, machine: Machine) -> AgentLink:
         """The node's end of the agent that a machine is going to have; `unlink` it in the end."""

@@ -78,12 +78,17 @@ def inbox_prefix(machine_id: str) -> str:
 
 
 class Credentials(Message, frozen=True):
-    """How to connect to a server of the node: its URL, a user JWT and the user's seed."""
+    """How to connect to a server of the node: its URL, a user JWT and the user's seed.
 
-    SECRET: ClassVar[frozenset[str]] = frozenset({"jwt", "seed"})
+    ``secret`` is the key of the seed, 64 bytes: a machine that has just been cloned takes longer to compute it than to
+    sign with it. Who need not hurry leaves it out.
+    """
+
+    SECRET: ClassVar[frozenset[str]] = frozenset({"jwt", "seed", "secret"})
     url: str
     jwt: str
     seed: str
+    secret: bytes = b""
 
 
 class Hello(Message, frozen=True):

@@ -31,6 +31,7 @@ from nex.protocol.agent import (
     agent_subject,
     call_prefix,
 )
+from nex.security.keys import SigningKey
 from nex.security.plane import PlaneAuthority
 from nex.testing.servers import config_server
 from nex.transport.connection import Connection, Msg
@@ -88,7 +89,8 @@ class Plane:
     def credentials(self, machine_id: str) -> Credentials:
         """A user for the agent of that machine."""
         jwt, seed = self.authority.agent_user(machine_id)
-        return Credentials(url=self.server.client_url, jwt=jwt, seed=seed)
+        secret = SigningKey.from_seed(seed).secret
+        return Credentials(url=self.server.client_url, jwt=jwt, seed=seed, secret=secret)
 
     def hello(self, machine_id: str) -> Hello:
         """What the machine is to hear first."""

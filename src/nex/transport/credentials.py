@@ -42,6 +42,8 @@ def client_arguments(options: ConnectOptions) -> dict[str, Any]:
     Raises:
         UsageError: two kinds of credentials at once, or a file that is missing, unreadable or malformed.
     """
+    if options.greeting is not None:
+        return {}  # it has been said; what the library says goes nowhere, and a signature would take its time
     arguments: dict[str, Any] = {}
     kinds = [
         name

@@ -21,7 +21,8 @@ _TRANSLATION_CACHE_MIB: Final = 32
 # reboot=t and -no-reboot: a guest that restarts, or panics (panic=-1), ends its QEMU.
 _ARGUMENTS: Final = (
     "console=ttyS0 reboot=t panic=-1 quiet loglevel=1 random.trust_cpu=on cryptomgr.notests no_timer_check "
-    "rcupdate.rcu_expedited=1 audit=0 i8042.noaux i8042.nomux i8042.dumbkbd 8250.nr_uarts=1 pci=off"
+    "rcupdate.rcu_expedited=1 audit=0 psi=0 lsm=landlock,yama "
+    "i8042.noaux i8042.nomux i8042.dumbkbd 8250.nr_uarts=1 pci=off"
 )
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
 

@@ -18,6 +18,9 @@ __all__ = ["BOOT_TIMEOUT_S", "take_snapshot"]
 BOOT_TIMEOUT_S: Final = 120.0
 """How long a guest may take to boot, on a slow host under load."""
 
+_SETTLE_S: Final = 1.0
+"""How long the guest's kernel gets to do what it has put off: else every machine made of the snapshot does it."""
+
 
 async def take_snapshot(
     qemu: Path,
@@ -39,6 +42,7 @@ async def take_snapshot(
         try:
             async with asyncio.timeout(timeout_s):
                 await vm.until_waiting()
+                await asyncio.sleep(_SETTLE_S)
                 await vm.save(state)
         except (TimeoutError, MachineError) as error:
             late = f"it did not wait for its hello within {timeout_s:g} s"
