@@ -16,7 +16,7 @@ __all__ = ["fetch"]
 
 _PIECE_BYTES = 256 * 1024
 _UNDER_WAY = 8
-_PIECE_TIMEOUT_S = 15.0
+_PIECE_TIMEOUT_S = 30.0
 
 
 async def fetch(connection: Connection, machine_id: str, *, digest: str, size: int, into: Path) -> None:

@@ -17,7 +17,7 @@ __all__ = ["open_channels"]
 
 _CONSOLE_DEVICE: Final = "0x0003"
 _LOOK_AGAIN_S: Final = 0.002
-_PATIENCE_S: Final = 10.0
+_PATIENCE_S: Final = 30.0
 
 
 def open_channels() -> Channels:

@@ -222,7 +222,7 @@ KEYS: tuple[Key, ...] = (
         _MS,
         None,
         "Time in which a new machine's agent must report.",
-        "as the driver says: 5 s to 60 s",
+        "as the driver says: 20 s or 60 s",
     ),
     Key(
         "agent_ping_timeout_ms",

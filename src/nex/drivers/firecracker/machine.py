@@ -23,8 +23,8 @@ from nex.telemetry.logs import Log
 
 __all__ = ["FirecrackerMachine"]
 
-_BOOT_TIMEOUT_S = 60.0
-_RESTORE_TIMEOUT_S = 20.0
+_BOOT_TIMEOUT_S = 120.0
+_RESTORE_TIMEOUT_S = 60.0
 _POWER_OFF_GRACE_S = 20.0
 _log = Log("drivers.firecracker")
 

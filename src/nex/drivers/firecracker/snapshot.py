@@ -31,7 +31,7 @@ __all__ = ["Snapshot", "find", "key_of", "make", "try_boot"]
 
 _PREFIX = "firecracker-"
 _KEPT = 4
-_BOOT_TIMEOUT_S = 60.0
+_BOOT_TIMEOUT_S = 120.0
 _STATE_MIB = 64  # more than the state of a machine without its memory takes
 _MIB = 1 << 20
 _FORMAT = 1

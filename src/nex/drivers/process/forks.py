@@ -21,7 +21,7 @@ __all__ = ["ForkServer"]
 _log = Log("drivers.process")
 _MODULE = "nex.agent.forkserver"
 _START_TIMEOUT_S = 20.0
-_FORK_TIMEOUT_S = 5.0
+_FORK_TIMEOUT_S = 20.0
 _CLOSE_GRACE_S = 5.0
 # All that an agent inherits of the node's environment, which may hold credentials.
 _ENVIRONMENT = ("HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONHOME", "PYTHONPATH", "TZ", "VIRTUAL_ENV")

@@ -29,7 +29,7 @@ from nex.telemetry.logs import Log
 
 __all__ = ["Maker"]
 
-_RESTORE_TIMEOUT_S: Final = 20.0
+_RESTORE_TIMEOUT_S: Final = 60.0  # on a host so busy that it takes that long, a boot would take longer
 _log = Log("drivers.qemu")
 
 
