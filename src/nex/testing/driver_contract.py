@@ -159,12 +159,12 @@ class DriverContract(LimitsContract):
         with pytest.raises(ValueError, match="m1"):
             driver.create(plane.spec("m1"))
 
-    @pytest.mark.parametrize("machine_id", ["", "..", "a/b", "a b", "a.b"])
-    async def test_an_id_that_is_none_is_refused(self, driver: Driver, plane: Plane, machine_id: str) -> None:
-        spec = msgspec.structs.replace(plane.hello("m1"), machine_id=machine_id)
+    async def test_an_id_that_is_none_is_refused(self, driver: Driver, plane: Plane) -> None:
         made = plane.spec("m1")
-        with pytest.raises(ValueError, match="id"):
-            driver.create(type(made)(machine_id, spec.encode(), made.server))
+        for machine_id in ("", "..", "a/b", "a b", "a.b"):
+            hello = msgspec.structs.replace(plane.hello("m1"), machine_id=machine_id)
+            with pytest.raises(ValueError, match="id"):
+                driver.create(MachineSpec(machine_id, hello.encode(), made.server))
 
     async def test_machines_do_not_disturb_one_another(self, driver: Driver, plane: Plane) -> None:
         ids = [f"m{n}" for n in range(4)]
