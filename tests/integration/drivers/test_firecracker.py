@@ -23,6 +23,7 @@ import pytest_asyncio
 
 from nex.drivers import proc, registry
 from nex.drivers.base import DriverContext, Handle, Health, ImageOptions, MachineSpec, Resources
+from nex.drivers.firecracker import client
 from nex.drivers.firecracker.api import Phase, Resource
 from nex.drivers.firecracker.client import Api
 from nex.drivers.firecracker.driver import FirecrackerDriver
@@ -143,7 +144,6 @@ async def test_clones_of_a_snapshot_draw_different_randomness_and_know_the_time(
     assert all(abs(int(text) - now_ms) < 30_000 for _, text in drawn)
 
 
-@pytest.mark.timeout(300)  # it makes a snapshot of its own, and boots, all emulated
 async def test_a_machine_that_cannot_be_restored_boots_and_it_is_said(
     tmp_path: Path, state: Path, guest_image: Image, node: Plane, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -200,12 +200,13 @@ async def test_a_boot_that_fails_at_any_step_leaves_nothing(
 
 
 async def test_a_machine_that_hangs_while_it_boots_can_be_destroyed_at_once(
-    tmp_path: Path, state: Path, guest_image: Image, node: Plane
+    tmp_path: Path, state: Path, guest_image: Image, node: Plane, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(client, "_TIMEOUT_S", 1000.0)
     programs = write_programs(tmp_path, faults=Faults(hang="PUT /entropy"))
     async with running(context(state, guest_image, options(programs, snapshot=False))) as driver:
         machine = driver.create(node.spec("m1"))
-        async with asyncio.timeout(8), asyncio.TaskGroup() as group:
+        async with asyncio.timeout(60), asyncio.TaskGroup() as group:
             start = group.create_task(_failing(machine))
             jail = state / "firecracker" / "m1" / "root" / "log"
             while not jail.exists():  # noqa: ASYNC110 - a file of another process
@@ -256,7 +257,6 @@ def host(guest_image: Image) -> Generator[None]:
         yield
 
 
-@pytest.mark.timeout(300)  # it makes a snapshot of its own, emulated
 async def test_a_machine_with_a_network_is_alone_in_a_namespace_with_it(
     host: None, tmp_path: Path, state: Path, guest_image: Image
 ) -> None:
@@ -344,7 +344,7 @@ async def test_the_guard_ends_what_has_changed_its_user_when_its_node_is_killed(
     lines = LineReader(reader, told.put_nowait)
     child = Child.spawn((sys.executable, GUARDED), env=dict(os.environ), stdout=writer, stderr=None)
     os.close(writer)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         pids = [int(word) for word in (await told.get()).split()]
         while "65533" not in status(pids[0], "Uid"):  # noqa: ASYNC110 - another's progress
             await asyncio.sleep(0.01)
@@ -418,7 +418,7 @@ async def test_a_shared_folder_of_jails_keeps_what_is_another_nodes(
 async def test_a_vmm_whose_guest_is_gone_is_ended(driver: FirecrackerDriver, node: Plane) -> None:
     machine = await ready(driver, node)
     os.kill(proc.descendants(machine.pid)[0], signal.SIGKILL)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         assert (await machine.wait()).code != 0
 
 

@@ -113,7 +113,7 @@ async def test_what_an_earlier_run_left_is_ended_by_the_next(
     (records / "m2").write_bytes(b"")  # of a node that was killed while it wrote
     later = SandboxDriver(DriverContext(sandboxes.context.state, images=ImageOptions(store=guest_image.folder.parent)))
     await later.open()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         assert (await machine.wait()).code != 0
     assert list(records.iterdir()) == []
     await later.close()
@@ -157,7 +157,7 @@ async def test_a_lost_bubblewrap_ends_all_in_the_sandbox(
     inside = [machine.pid, *proc.descendants(machine.pid)]
     assert len(inside) > 2
     os.kill(outer, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await machine.wait()
     assert [pid for pid in inside if is_alive(pid)] == []
 
@@ -252,14 +252,16 @@ async def test_a_machine_that_prints_without_end_waits_and_its_node_does_not(gue
     try:
         program = "import os\nwhile True: os.write(1, b'x' * 65535 + b'\\n')"
         launched = await launcher.launch(Order(["/usr/bin/python3", "-I", "-c", program], "m1", 1 << 20))
-        await asyncio.sleep(1.5)  # as long as it can print all it wants
+        while _written_bytes(launched.first.pid) < 64 << 10:  # noqa: ASYNC110 - another's progress
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(1.0)  # as long as it can print all it wants
         written = _written_bytes(launched.first.pid)
         launched.kill()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             await launched.wait()
     finally:
         launcher.close()
-    assert 64 << 10 < written < 4 << 20
+    assert written < 4 << 20
     assert 0 < len(launched.console.tail) < 64 << 10
 
 
