@@ -224,14 +224,6 @@ async def test_a_snapshot_that_cannot_be_restored_is_no_harm_and_is_said(
     assert "load" in text or "migration" in text
 
 
-async def test_one_can_do_without_snapshots(make: MakeDriver, plane: Plane, told: Callable[[str], list[str]]) -> None:
-    driver = make(snapshot=False)
-    await driver.open()
-    await _start(driver, plane)
-    await _is_ready_in_time(plane, "m1")
-    assert "snapshot = false" in told("machine_boots")[0]
-
-
 async def test_a_guest_that_never_answers_ends_and_its_console_says_why(
     make: MakeDriver, plane: Plane, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -328,7 +320,7 @@ async def test_a_process_that_is_not_the_machine_is_left_alone(make: MakeDriver)
     assert proc.start_ticks(os.getpid()) is not None
 
 
-async def test_a_kernel_and_a_root_of_the_users_own_are_used(
+async def test_a_kernel_and_a_root_of_the_users_own_are_used_without_a_snapshot_if_told_so(
     make: MakeDriver, plane: Plane, guest_image: Image, tmp_path: Path, told: Callable[[str], list[str]]
 ) -> None:
     assert guest_image.kernel is not None
@@ -341,3 +333,4 @@ async def test_a_kernel_and_a_root_of_the_users_own_are_used(
     await driver.open()
     await _start(driver, plane)
     await _is_ready_in_time(plane, "m1")
+    assert "snapshot = false" in told("machine_boots")[0]
