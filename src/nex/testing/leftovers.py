@@ -15,8 +15,8 @@ from pathlib import Path
 
 __all__ = ["Snapshot", "leftovers", "tasks_left"]
 
-_GRACE_S = 2.0
-_TASK_GRACE_S = 1.0
+_GRACE_S = 10.0
+_TASK_GRACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Snapshot:
 
 
 def leftovers(before: Snapshot) -> list[str]:
-    """Say what is here that was not ``before``. Processes get two seconds to end; those that do not are killed."""
+    """Say what is here that was not ``before``. Processes get ten seconds to end; those that do not are killed."""
     found = [f"process {pid}: {command}" for pid, command in _processes_left(before).items()]
     now = Snapshot.take()
     if _new_files(before, now):
@@ -52,7 +52,7 @@ def leftovers(before: Snapshot) -> list[str]:
 
 
 async def tasks_left() -> list[str]:
-    """Say which other tasks of this loop still run after a second's grace."""
+    """Say which other tasks of this loop still run after some seconds' grace."""
     me = asyncio.current_task()
     others = [task for task in asyncio.all_tasks() if task is not me]
     if not others:

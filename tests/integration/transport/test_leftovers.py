@@ -5,11 +5,14 @@ import os
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from nex.processes import Child
 from nex.testing.leftovers import Snapshot, leftovers, tasks_left
 
 
-async def test_what_is_left_is_named() -> None:
+async def test_what_is_left_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nex.testing.leftovers._GRACE_S", 0.5)
     before = Snapshot.take()
     child = Child.spawn(["/bin/sleep", "60"], env={})
     reading, writing = os.pipe()
@@ -25,7 +28,9 @@ async def test_what_is_left_is_named() -> None:
     assert leftovers(before) == []
 
 
-async def test_a_task_that_runs_on_is_named() -> None:
+async def test_a_task_that_runs_on_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nex.testing.leftovers._TASK_GRACE_S", 0.1)
+
     async def forever() -> None:
         await asyncio.Event().wait()
 
