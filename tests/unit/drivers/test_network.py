@@ -105,7 +105,7 @@ def test_options_are_read() -> None:
 @pytest.mark.parametrize(
     ("section", "text"),
     [
-        ({"alow": []}, "network.alow (here): is no setting; there are allow, connections, dns, subnet"),
+        ({"alloww": []}, "network.alloww (here): is no setting; there are allow, connections, dns, subnet"),
         ({"subnet": 7}, "network.subnet (here): must be a text"),
         ({"subnet": "100.96.0.1/16"}, "has host bits set"),
         ({"subnet": "8.8.0.0/16"}, "8.8.0.0/16 is not private"),
