@@ -29,6 +29,7 @@ from nex.telemetry.logs import Log
 
 __all__ = ["Maker"]
 
+_ALONE: Final = " nex.spare=0"  # for a guest that no others are made of
 _RESTORE_TIMEOUT_S: Final = 60.0  # on a host so busy that it takes that long, a boot would take longer
 _log = Log("drivers.qemu")
 
@@ -130,9 +131,10 @@ class Maker:
         root = self._opened.root_arguments
         return kernel_arguments(root, disk_mib=board.disk_mib, tsc_khz=tsc_khz, extra=self._extra)
 
-    def _boot(self, board: Board) -> Boot:
+    def _boot(self, board: Board, *, more: str = "") -> Boot:
         means = self._opened
-        return Boot(means.media.kernel, means.media.initrd, means.media.rootfs, self._arguments(board, means.tsc_khz))
+        arguments = self._arguments(board, means.tsc_khz) + more
+        return Boot(means.media.kernel, means.media.initrd, means.media.rootfs, arguments)
 
     async def make(self, resources: Resources, confinement: Confinement, machine_id: str) -> Vm:
         """A running machine that waits for its hello, or boots up to there.
@@ -154,7 +156,7 @@ class Maker:
         elif self._snapshot is not None:
             why = f"the snapshot is of a machine with other resources: {self._board}"
         self._say(why, machine_id)
-        return await Vm.boot(self._qemu.path, board, self._boot(board), confinement)
+        return await Vm.boot(self._qemu.path, board, self._boot(board, more=_ALONE), confinement)
 
     def _say(self, why: str, machine_id: str) -> None:
         """That a machine boots is never silent, and for the same reason again no news."""
