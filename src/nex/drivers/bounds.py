@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nex.cgroups import Cgroup, Controllers, Watch, find
 from nex.drivers.base import Resources, Usage
+from nex.drivers.threads import in_thread
 from nex.errors import MachineError
 
 __all__ = ["Bounds", "end_groups", "group_prefix"]
@@ -60,14 +61,15 @@ class Bounds:
         Raises:
             MachineError: it cannot be made.
         """
-        group = await asyncio.to_thread(
-            Cgroup.create,
-            self.name,
-            cpus=resources.vcpu_count,
-            memory_bytes=resources.memory_mib * _MIB,
-            pids=resources.pids or _PIDS,
+        group = self._group = await in_thread(
+            lambda: Cgroup.create(
+                self.name,
+                cpus=resources.vcpu_count,
+                memory_bytes=resources.memory_mib * _MIB,
+                pids=resources.pids or _PIDS,
+            ),
+            undo=Cgroup.remove,
         )
-        self._group = group
         files = group.event_files()
         self._watch = Watch(self._look, self._tell, files=files, **({"every_s": 0} if files else {}))
         self._watch.open()

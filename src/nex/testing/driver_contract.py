@@ -20,6 +20,7 @@ import pytest_asyncio
 
 from nex.drivers.base import Driver, DriverContext, Handle, Health, Machine, MachineSpec
 from nex.errors import MachineError
+from nex.testing.interruption import Interruption, traces, wait_for_traces
 from nex.testing.limits_contract import LimitsContract
 from nex.testing.plane import Plane
 from nex.testing.plane import plane as running_plane
@@ -27,6 +28,8 @@ from nex.testing.plane import plane as running_plane
 __all__ = ["DriverContract", "secrets_in_sight"]
 
 _PATIENCE_S = 60.0
+_INTERRUPTIONS = 12
+"""At most so many moments of a start are tried."""
 
 
 def secrets_in_sight(*secrets: str) -> list[str]:
@@ -145,14 +148,25 @@ class DriverContract(LimitsContract):
         await machine.destroy()
         assert _files(state) == []
 
-    async def test_a_start_that_is_given_up_leaves_nothing(self, driver: Driver, plane: Plane, state: Path) -> None:
-        machine = driver.create(plane.spec("m1"))
-        starting = asyncio.ensure_future(machine.start())  # noqa: TID251 - to be cancelled at its first wait
-        await asyncio.sleep(0)
-        starting.cancel()
-        await asyncio.gather(starting, return_exceptions=True)
-        await machine.destroy()
-        assert _files(state) == []
+    @pytest.mark.timeout(300)  # a machine for each wait
+    async def test_a_start_that_is_given_up_at_any_wait_leaves_nothing(
+        self, driver: Driver, plane: Plane, state: Path
+    ) -> None:
+        whole = driver.create(plane.spec("whole"))
+        counted = Interruption(whole.start())
+        assert not await counted.run()
+        await whole.destroy()
+        before = await wait_for_traces("whole", traces("whole"))
+        step = -(-counted.waits // _INTERRUPTIONS)
+        for number in range(1, counted.waits + 1, step):
+            machine = driver.create(plane.spec(f"given{number}up"))
+            interruption = Interruption(machine.start(), number)
+            cancelled = await interruption.run()
+            await machine.destroy()
+            assert cancelled or interruption.waits < number, f"wait {number} takes no notice of being cancelled"
+            assert _files(state) == []
+            left = await wait_for_traces(machine.id, before)
+            assert left == before, f"cancelled at wait {number}: {left} instead of {before}"
 
     async def test_an_id_is_used_once(self, driver: Driver, plane: Plane) -> None:
         driver.create(plane.spec("m1"))

@@ -15,6 +15,7 @@ from nex.drivers.firecracker.snapshot import Snapshot
 from nex.drivers.firecracker.steps import Step
 from nex.drivers.firecracker.vmm import Host, Vmm
 from nex.drivers.relay import Relay
+from nex.drivers.threads import in_thread
 from nex.errors import MachineError
 from nex.processes import Exit
 from nex.protocol.channel import CONTROL_PORT, DATA_PORT
@@ -118,7 +119,7 @@ class FirecrackerMachine(Machine):
 
         async def write_down() -> None:
             # For whoever comes after us, if we are killed before the node has the handle.
-            await asyncio.to_thread(vmm.jail.note, HANDLE, self.handle)
+            await in_thread(lambda: vmm.jail.note(HANDLE, self.handle))
 
         async def greet() -> None:
             async with vmm.while_it_runs(timeout_s, "the agent"):

@@ -24,6 +24,7 @@ from nex.drivers.firecracker.boot import MEMORY, STATE, Design, cold
 from nex.drivers.firecracker.jail import Jail
 from nex.drivers.firecracker.steps import Step
 from nex.drivers.firecracker.vmm import Host, Vmm
+from nex.drivers.threads import in_thread
 from nex.errors import MachineError
 from nex.protocol.channel import CONTROL_PORT
 
@@ -106,7 +107,7 @@ async def make(host: Host, design: Design, snapshots: Path, key: str) -> Snapsho
             await asyncio.shield(template.ended)
 
         async def keep() -> None:
-            await asyncio.to_thread(_keep, template.jail, snapshots, key)
+            await in_thread(lambda: _keep(template.jail, snapshots, key))
 
         await template.steps.run(
             [

@@ -23,6 +23,7 @@ from nex.drivers.firecracker.jail import API_SOCKET, Jail
 from nex.drivers.firecracker.jailer import Order, jailer_arguments, remove_cgroup
 from nex.drivers.firecracker.steps import Step, Steps
 from nex.drivers.firecracker.vsock import connect_guest
+from nex.drivers.threads import in_thread
 from nex.drivers.uids import Uid, Uids
 from nex.errors import MachineError
 from nex.processes import Child, Exit
@@ -161,7 +162,7 @@ class Vmm:
 
     async def _take_user(self) -> None:
         assert self._host.uids is not None  # noqa: S101 - else this is no step
-        self.user = await asyncio.to_thread(self._host.uids.take)
+        self.user = await in_thread(self._host.uids.take, undo=self._host.uids.give_back)
 
     async def _give_user_back(self) -> None:
         if self._host.uids is not None and self.user is not None:
@@ -169,7 +170,7 @@ class Vmm:
             self.user = None
 
     async def _make_jail(self) -> None:
-        await asyncio.to_thread(self._fill_jail)
+        await in_thread(self._fill_jail)  # to its end, also if cancelled: what is undone must not go on
 
     def _fill_jail(self) -> None:
         self.jail.make()

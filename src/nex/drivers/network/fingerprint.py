@@ -11,7 +11,7 @@ from nex.drivers.network import nft, rules
 from nex.drivers.network.links import TUN
 from nex.drivers.network.options import NetworkOptions
 from nex.drivers.network.resolvers import hosts_resolvers
-from nex.drivers.network.threads import in_thread
+from nex.drivers.threads import in_thread
 from nex.errors import MachineError
 
 __all__ = ["fingerprint"]

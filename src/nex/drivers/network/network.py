@@ -19,7 +19,7 @@ from nex.drivers.network.fingerprint import fingerprint
 from nex.drivers.network.names import GUEST_MAC, NAMESPACES, TAP, Names, gateway_of, guest_of
 from nex.drivers.network.options import NetworkOptions
 from nex.drivers.network.resolvers import Lookup, NameTable, hosts_resolvers, look_up
-from nex.drivers.network.threads import in_thread
+from nex.drivers.threads import in_thread
 from nex.errors import MachineError
 from nex.tasks import TaskOwner
 from nex.telemetry.logs import Log

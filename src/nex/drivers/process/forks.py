@@ -98,17 +98,20 @@ class ForkServer:
         return "\n".join(self._console)
 
     def _hear(self) -> None:
-        if self._control is None:
-            return
-        try:
-            data = self._control.recv(PACKET_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._lost()
-            return
+        # All that there is, up to the end: uvloop calls only once for a socket whose peer died with unread requests.
+        while self._control is not None:
+            try:
+                data = self._control.recv(PACKET_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                self._take(data)
+            else:
+                self._lost()
+
+    def _take(self, data: bytes) -> None:
         try:
             self._handle(ForkEvent.decode(data))
         except MessageError as error:

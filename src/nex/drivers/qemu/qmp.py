@@ -170,15 +170,20 @@ class Qmp:
                 self._waiters.remove(waiter)
 
     def _read(self) -> None:
-        try:
-            data = self._sock.recv(_READ_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self._end(MachineError("QEMU has ended"))
-            return
+        # All that there is, up to the end: uvloop calls only once for a socket whose peer died with unread commands.
+        while self._ended is None:
+            try:
+                data = self._sock.recv(_READ_BYTES)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if data:
+                self._feed(data)
+            else:
+                self._end(MachineError("QEMU has ended"))
+
+    def _feed(self, data: bytes) -> None:
         try:
             for message in self._parser.feed(data):
                 self._take(message)

@@ -20,6 +20,7 @@ from nex.drivers.relay import Relay
 from nex.drivers.sandbox.disk import Disk
 from nex.drivers.sandbox.launch import First, Launched, Launcher, Order
 from nex.drivers.sandbox.rlimits import most_processes
+from nex.drivers.threads import in_thread
 from nex.drivers.uids import Uid, Uids
 from nex.errors import MachineError
 from nex.processes import Exit
@@ -113,7 +114,7 @@ class SandboxMachine(Machine):
 
     async def _make(self) -> None:
         # First of all: after a crash, this is how the next run knows that there was something.
-        await asyncio.to_thread(self._write_record)
+        await in_thread(self._write_record)
         if self._workshop.uids is not None:
             self._uid = self._workshop.uids.take()
         if self._bounds is not None:
@@ -132,7 +133,7 @@ class SandboxMachine(Machine):
         self._tasks.start(self._watch_end(self._launched), name="end")
         self._watch = Watch(self._look_at_disk, self._run_into)
         self._watch.open()
-        await asyncio.to_thread(self._write_record)
+        await in_thread(self._write_record)
 
     async def _launch(self, control: int, data: int) -> Launched:
         own_user = self._uid is not None
