@@ -14,7 +14,9 @@ from nex.errors import MachineError
 
 __all__ = [
     "DEBIAN_NAME",
+    "TITLES",
     "architecture",
+    "commands",
     "distribution",
     "find_tool",
     "output_of",
@@ -35,7 +37,22 @@ _INSTALL = {
     "arch": "pacman -S",
     "alpine": "apk add",
 }
-_TITLES = {"debian": "Debian and Ubuntu", "fedora": "Fedora", "arch": "Arch", "alpine": "Alpine"}
+TITLES = {"debian": "Debian, Ubuntu", "fedora": "Fedora", "arch": "Arch", "alpine": "Alpine"}
+"""Families of distributions, by the key that the tables have."""
+_QEMU = {
+    "x86_64": {
+        "debian": "qemu-system-x86",
+        "fedora": "qemu-system-x86-core",
+        "arch": "qemu-system-x86",
+        "alpine": "qemu-system-x86_64",
+    },
+    "aarch64": {
+        "debian": "qemu-system-arm",
+        "fedora": "qemu-system-aarch64-core",
+        "arch": "qemu-system-aarch64",
+        "alpine": "qemu-system-aarch64",
+    },
+}
 # Program or thing: the package that has it, in the order of _INSTALL where names differ.
 _PACKAGES: dict[str, dict[str, str]] = {
     "mksquashfs": dict.fromkeys(_INSTALL, "squashfs-tools"),
@@ -47,6 +64,8 @@ _PACKAGES: dict[str, dict[str, str]] = {
         "alpine": "linux-virt",
     },
     "ldd": {"debian": "libc-bin", "fedora": "glibc-common", "arch": "glibc", "alpine": "musl-utils"},
+    "bwrap": dict.fromkeys(_INSTALL, "bubblewrap"),
+    "qemu": _QEMU.get(platform.machine(), {}),
     "lz4": dict.fromkeys(_INSTALL, "lz4"),
     "zstd": dict.fromkeys(_INSTALL, "zstd"),
 }
@@ -82,13 +101,18 @@ def distribution(texts: Sequence[Path] = _OS_RELEASE) -> str:
     return ""
 
 
+def commands(tool: str) -> dict[str, str]:
+    """By family of distributions, what installs ``tool``; empty if there is none for this kind of processor."""
+    return {family: f"{_INSTALL[family]} {package}" for family, package in _PACKAGES[tool].items()}
+
+
 def remedy(tool: str, family: str | None = None) -> str:
     """What the administrator types to get ``tool`` on this host, or on each known one if this one is another."""
-    packages = _PACKAGES[tool]
+    known = commands(tool)
     family = distribution() if family is None else family
-    if family in packages:
-        return f"{_INSTALL[family]} {packages[family]}"
-    return ", ".join(f"{_INSTALL[f]} {package} ({_TITLES[f]})" for f, package in packages.items())
+    if family in known:
+        return known[family]
+    return ", ".join(f"{command} ({TITLES[name]})" for name, command in known.items())
 
 
 def find_tool(tool: str) -> str:

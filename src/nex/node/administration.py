@@ -10,33 +10,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nex.images.packages import distribution
+from nex.images.packages import TITLES, commands, distribution
 
 __all__ = ["KVM", "Task", "find", "kvm_trouble", "qemu_program", "tasks"]
 
 KVM = Path("/dev/kvm")
-_TITLES = {"debian": "Debian, Ubuntu", "fedora": "Fedora", "arch": "Arch", "alpine": "Alpine"}
-_INSTALL = {
-    "debian": "apt-get install",
-    "fedora": "dnf install",
-    "arch": "pacman -S",
-    "alpine": "apk add",
-}
-_QEMU = {
-    "x86_64": {
-        "debian": "qemu-system-x86",
-        "fedora": "qemu-system-x86-core",
-        "arch": "qemu-system-x86",
-        "alpine": "qemu-system-x86_64",
-    },
-    "aarch64": {
-        "debian": "qemu-system-arm",
-        "fedora": "qemu-system-aarch64-core",
-        "arch": "qemu-system-aarch64",
-        "alpine": "qemu-system-aarch64",
-    },
-}
-_BUBBLEWRAP = dict.fromkeys(_INSTALL, "bubblewrap")
 _MODULES = "modprobe kvm_intel || modprobe kvm_amd"
 _KVM_GROUP = {
     "debian": "usermod -aG kvm {user}",
@@ -85,23 +63,19 @@ def tasks(*, qemu: bool, bubblewrap: bool, kvm: str, family: str | None = None) 
 
 
 def _tasks(*, qemu: bool, bubblewrap: bool, kvm: str, family: str) -> Iterator[Task]:
-    if qemu and (packages := _QEMU.get(platform.machine())) is not None:
-        yield _install("QEMU, for microVMs", packages, family)
+    if qemu and (known := commands("qemu")):
+        yield Task("QEMU, for microVMs", _ordered(known, family))
     if bubblewrap:
-        yield _install("bubblewrap, for sandboxes where no microVM runs", _BUBBLEWRAP, family)
+        yield Task("bubblewrap, for sandboxes where no microVM runs", _ordered(commands("bwrap"), family))
     if kvm.startswith("there is no"):
         what = "KVM, for fast microVMs; if that fails, switch virtualization on in the firmware, or nesting in the host"
         yield Task(what, (("all", _MODULES),))
     elif kvm:
         user = pwd.getpwuid(os.geteuid()).pw_name
-        commands = {name: text.format(user=user) for name, text in _KVM_GROUP.items()}
-        yield Task("the right to use KVM, from the next login on", _ordered(commands, family))
+        rights = {name: text.format(user=user) for name, text in _KVM_GROUP.items()}
+        yield Task("the right to use KVM, from the next login on", _ordered(rights, family))
 
 
-def _install(what: str, packages: dict[str, str], family: str) -> Task:
-    return Task(what, _ordered({name: f"{_INSTALL[name]} {package}" for name, package in packages.items()}, family))
-
-
-def _ordered(commands: dict[str, str], family: str) -> tuple[tuple[str, str], ...]:
-    names = sorted(commands, key=lambda name: name != family)
-    return tuple((_TITLES[name] + (" (this host)" if name == family else ""), commands[name]) for name in names)
+def _ordered(known: dict[str, str], family: str) -> tuple[tuple[str, str], ...]:
+    names = sorted(known, key=lambda name: name != family)
+    return tuple((TITLES[name] + (" (this host)" if name == family else ""), known[name]) for name in names)

@@ -44,7 +44,7 @@ def test_the_remedy_is_what_to_type() -> None:
 
 def test_on_an_unknown_host_all_are_named() -> None:
     assert remedy("busybox", "") == (
-        "apt-get install busybox-static (Debian and Ubuntu), dnf install busybox (Fedora), "
+        "apt-get install busybox-static (Debian, Ubuntu), dnf install busybox (Fedora), "
         "pacman -S busybox (Arch), apk add busybox-static (Alpine)"
     )
 
