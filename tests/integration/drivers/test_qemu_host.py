@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 import pytest
+import uvloop
 
 from nex.drivers.base import DriverContext, Fingerprint, Health, ImageOptions
 from nex.drivers.console import Console
@@ -199,6 +200,23 @@ async def test_who_waits_hears_of_the_end() -> None:
         await asyncio.sleep(0)
         theirs.close()
     assert [str(wait.result()) for wait in waits] == ["QEMU has ended"] * 2
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_the_end_is_heard_behind_a_greeting_though_commands_were_not_read(
+    loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    async def main() -> str:
+        ours, theirs = socket.socketpair()
+        qmp = Qmp(ours)
+        answer = qmp.send("qmp_capabilities")
+        theirs.sendall(b'{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 8}}}}\n')
+        theirs.close()
+        async with asyncio.timeout(5):
+            return str(await _error(answer))
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        assert runner.run(main()) == "QEMU has ended"
 
 
 async def _error(waiting: Any) -> MachineError:
