@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from typing import Any, TypeVar
 
 from nex import __version__
 from nex.drivers.base import Driver
@@ -36,6 +37,8 @@ from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions
 
 __all__ = ["NodeFace", "run"]
+
+T = TypeVar("T")
 
 _log = Log("node")
 _HEARTBEAT_S = 30.0
@@ -83,8 +86,11 @@ async def run(
     with signals.handled() if stop is None else contextlib.nullcontext():
         try:
             async with contextlib.AsyncExitStack() as stack:
-                node = await _assemble(config, connect, stack)
-                await node.live(signals, on_ready)
+                node = await _unless_stopped(_assemble(config, connect, stack), signals.gracefully)
+                if node is None:
+                    _log.info("node_stopped", f"node {config.name} was stopped before it was ready")
+                else:
+                    await node.live(signals, on_ready)
         except BaseExceptionGroup as group:
             return _outcome(group)
     return 0
@@ -104,6 +110,20 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
+
+
+async def _unless_stopped(work: Coroutine[Any, Any, T], stop: asyncio.Event) -> T | None:
+    """What ``work`` gives; None if ``stop`` was set first: it was cancelled then, and has ended."""
+    async with asyncio.TaskGroup() as group:
+        working = group.create_task(work)
+        watching = group.create_task(_cancel_when(stop, working))
+        working.add_done_callback(lambda _: watching.cancel())
+    return None if working.cancelled() else working.result()
+
+
+async def _cancel_when(stop: asyncio.Event, task: asyncio.Task[Any]) -> None:
+    await stop.wait()
+    task.cancel()
 
 
 async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextlib.AsyncExitStack) -> _Node:
@@ -221,12 +241,13 @@ class _Node:
             if means.leaf is not None:
                 await means.leaf.wait()
                 loops.append(group.create_task(means.leaf.run()))
-            await means.pool.wait_warm()
-            await self._workloads.restore()  # before anybody's deploy can take their place
-            await self._control.open()
-            loops.append(group.create_task(self._heartbeat()))
-            await self._announce(on_ready)
-            await self._wait_end(signals)
+            await _unless_stopped(means.pool.wait_warm(), signals.gracefully)
+            if not signals.gracefully.is_set():
+                await self._workloads.restore()  # before anybody's deploy can take their place
+                await self._control.open()
+                loops.append(group.create_task(self._heartbeat()))
+                await self._announce(on_ready)
+                await self._wait_end(signals)
             filling.cancel()
             await self._shut_down()
             for loop in loops:

@@ -5,18 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
+from pathlib import Path
 
 import pytest
 
+from nex.drivers.process.driver import ProcessDriver
 from nex.drivers.process.machine import ProcessMachine
 from nex.errors import MachineError, RefusedError, UnreachableError, UsageError
 from nex.node import machines
 from nex.node.agents import AgentLink
 from nex.node.artifacts import Artifacts
+from nex.node.config import resolve
+from nex.node.node import run
 from nex.node.state import State
+from nex.processes import children_of
 from nex.protocol import subjects
 from nex.tasks import TaskOwner
+from nex.transport.options import ConnectOptions
 
 from .conftest import SLEEPS, Driven, Start
 
@@ -134,3 +141,27 @@ async def test_what_comes_back_has_its_place_before_anybody_elses_deploy(start: 
             assert [machine.id for machine in (await second.info()).machines] == [kept.id]
 
     assert refused == ["Node is at maximum workload limit. Deploy request denied"]
+
+
+@pytest.mark.parametrize("slow", [(ProcessDriver, "open"), (ProcessMachine, "start")])
+async def test_a_node_is_stopped_while_it_starts(
+    slow: tuple[type, str], options: ConnectOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starting, stop, ready = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    others = children_of(os.getpid())
+
+    async def never(_self: object) -> None:  # as a snapshot that takes minutes to make
+        starting.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(*slow, never)
+    config = resolve(file=None, environ={}, flags={"name": "one", "driver": "process", "state_dir": tmp_path / "one"})
+    owner = TaskOwner("test", lambda _name, _error: None)
+    life = owner.start(run(config, connect=options, on_ready=lambda _: ready.set(), stop=stop), name="node")
+    await starting.wait()
+
+    stop.set()
+
+    assert await asyncio.wait_for(life, 5) == 0
+    assert not ready.is_set()
+    assert children_of(os.getpid()) == others
