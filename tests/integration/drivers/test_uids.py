@@ -64,8 +64,8 @@ async def test_a_killed_node_gives_all_back(lock_file: Path) -> None:
     )
     node = Child.spawn([sys.executable, "-c", program, lock_file], env=os.environ, stdout=writing, stderr=None)
     os.close(writing)
-    assert os.read(reading, 10) == b"taken\n"
-    os.close(reading)
+    with os.fdopen(reading, "rb") as told:
+        assert told.readline() == b"taken\n"
     uids = Uids(DEFAULT_FIRST, 1, lock_file=lock_file)
     with pytest.raises(MachineError, match="taken"):
         uids.take()
