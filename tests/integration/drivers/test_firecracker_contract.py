@@ -68,7 +68,7 @@ class TestReal(Contract):
     """Firecracker itself, where it is installed and its machines can run."""
 
     @pytest.fixture
-    def config(self, real: None) -> dict[str, Any]:
+    def config(self, real: None) -> dict[str, Any]:  # noqa: ARG002 - it skips first
         """Whoever wants a driver is told first whether there can be one."""
         return {}
 
