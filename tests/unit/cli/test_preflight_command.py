@@ -92,5 +92,10 @@ def test_an_image_that_cannot_be_built_is_an_error(
 
     code, out, err = told(capsys, ["--install"])
 
-    assert (code, out, host) == (1, "", [])
-    assert err == "nex: busybox is not installed: apk add busybox-static\n"
+    assert (code, err, host) == (1, "", [])
+    assert "What only the administrator can do:\n" in out
+    assert out.endswith("the guest image cannot be built: busybox is not installed: apk add busybox-static\n")
+
+    code, out, _ = told(capsys, ["--install", "--json"])
+
+    assert (code, json.loads(out)["failure"].split(": ")[0]) == (1, "the guest image cannot be built")

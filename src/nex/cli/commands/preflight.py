@@ -11,6 +11,7 @@ from nex.cli import errors
 from nex.cli.command import command, options, output, run
 from nex.cli.commands.up import config_options, resolve_config
 from nex.cli.output import Output
+from nex.errors import NexError
 from nex.node import guests
 from nex.node import preflight as checks
 from nex.node.findings import Item, Report
@@ -38,10 +39,18 @@ def preflight(*, install: bool, **given: Any) -> int:
     out = output(options())
     config = resolve_config(**given)
     report = run(checks.run(config))
+    failure = ""
     if install and report.lacks_image:
-        guests.build_image(config, out.remark)
+        try:
+            guests.build_image(config, out.remark)
+        except NexError as error:  # what only the administrator can do may be just what it lacks
+            failure = f"the guest image cannot be built: {error}"
         report = run(checks.run(config))
-    out.result(_data(report, install=install), _text(out, report, install=install))
+    data, text = _data(report, install=install), _text(out, report, install=install)
+    if failure:
+        out.result({**data, "failure": failure}, f"{text}\n{failure}")
+        return errors.FAILED
+    out.result(data, text)
     return errors.OK if report.ok else errors.FAILED
 
 
