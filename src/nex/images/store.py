@@ -105,7 +105,7 @@ class ImageStore:
             if types <= set(image.types) and (image.bootable or not bootable) and self.fits(image):
                 return image
         kind = "guest image" if bootable else "root file system"
-        others = f" ({len(images)} in it do not fit)" if images else ""
+        others = f" (of {len(images)} in it, none fits)" if images else ""
         raise MachineError(
             f"no {kind} of nex {__version__} for workloads of type {', '.join(sorted(types))} "
             f"in {self.folder}{others}: run nex rootfs build"

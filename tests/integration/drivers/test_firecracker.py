@@ -332,7 +332,7 @@ async def test_a_host_on_which_no_machine_boots_is_not_healthy_and_that_is_remem
 async def test_without_an_image_the_driver_says_how_to_get_one(tmp_path: Path, state: Path) -> None:
     made = DriverContext(state, options(write_programs(tmp_path)), images=ImageOptions(store=tmp_path / "none"))
     found = await FirecrackerDriver(made).fingerprint()
-    assert (found.health, found.remedy) == (Health.UNHEALTHY, "run nex rootfs build")
+    assert (found.health, found.reason.endswith("run nex rootfs build"), found.remedy) == (Health.UNHEALTHY, True, "")
 
 
 # ---- what is killed

@@ -73,7 +73,7 @@ async def test_a_qemu_that_cannot_be_executed_is_unhealthy(tmp_path: Path) -> No
 
 async def test_without_an_image_it_is_said_how_to_make_one(tmp_path: Path) -> None:
     found = await _fingerprint(tmp_path, accel="tcg")
-    assert (found.health, found.remedy) == (Health.UNDETECTED, "nex rootfs build")
+    assert (found.health, found.reason.endswith("run nex rootfs build"), found.remedy) == (Health.UNDETECTED, True, "")
 
 
 async def test_what_guests_run_with_is_said_and_kvm_is_tried_once(tmp_path: Path, guest_image: Image) -> None:

@@ -100,7 +100,7 @@ def test_the_newest_that_fits_is_found(store: ImageStore) -> None:
     assert store.find([]) == both
     shutil.rmtree(both.folder)
     assert store.find(["native"]) == newer != native
-    with pytest.raises(MachineError, match=r"type wasm in .* \(4 in it do not fit\)"):
+    with pytest.raises(MachineError, match=r"type wasm in .* \(of 4 in it, none fits\)"):
         store.find(["wasm"])
 
 

@@ -72,7 +72,7 @@ class FirecrackerDriver(Driver):
         try:
             guest = await self._find_guest()
         except NexError as error:
-            return Fingerprint(Health.UNHEALTHY, str(error), "run nex rootfs build", details)
+            return Fingerprint(Health.UNHEALTHY, str(error), details=details)  # the text says what to do
         if self._network is not None and (network := await self._network.fingerprint()).health is not Health.HEALTHY:
             return network
         if trouble := await self._trouble(programs, guest):

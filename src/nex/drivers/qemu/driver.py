@@ -85,11 +85,12 @@ class QemuDriver(Driver):
         try:
             media = await self._media()
         except NexError as error:
-            return Fingerprint(Health.UNDETECTED, str(error), "nex rootfs build")
+            return Fingerprint(Health.UNDETECTED, str(error))  # the text says what to do
         try:
             accel = await self._choose(qemu, media)
         except MachineError as error:
-            return Fingerprint(Health.UNHEALTHY, str(error), 'accel = "auto" falls back to emulation')
+            wanted = self._options.accel == "kvm"
+            return Fingerprint(Health.UNHEALTHY, str(error), 'accel = "auto" falls back to emulation' if wanted else "")
         named = {name: str(path) for name, path in media.named.items()}
         shared = await seclusion_trouble()
         details = {
