@@ -158,10 +158,12 @@ class Worker:
             self._loop.remove_writer(self._fd)
 
     def _readable(self) -> None:
+        # All that there is, up to the end: uvloop calls only once for a socket whose peer died with unread frames.
         with contextlib.suppress(BlockingIOError):
-            if not self._read() and not self._dead:  # it has closed its socket, and how it died is the answer
-                self._detach()
-                self._owner.tasks.start(self._bury(None), name=f"bury-{self.pid}")
+            while not self._dead:
+                if not self._read() and not self._dead:  # it has closed its socket, and how it died is the answer
+                    self._detach()
+                    self._owner.tasks.start(self._bury(None), name=f"bury-{self.pid}")
 
     def _read(self) -> bool:
         """Take what has come, once; False at the end of it."""
