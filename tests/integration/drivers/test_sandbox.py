@@ -192,18 +192,6 @@ def _copy(source: Path, target: Path) -> None:
     shutil.copytree(source, target, symlinks=True)
 
 
-@pytest.mark.parametrize("config", [{"uid_first": 0}, {"uid_first": "many"}, {"uid_count": -1}])
-@pytest.mark.skipif(os.geteuid() != 0, reason="others have no users to give")
-async def test_a_range_of_users_that_is_none_is_told(
-    tmp_path: Path, guest_image: Image, config: dict[str, object]
-) -> None:
-    images = ImageOptions(store=guest_image.folder.parent)
-    driver = SandboxDriver(DriverContext(tmp_path / "state", config, images=images))
-    with pytest.raises(MachineError, match="uid_first, uid_count"):
-        await driver.open()
-    await driver.close()
-
-
 async def test_without_bubblewrap_there_are_no_sandboxes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     found = await host.fingerprint()

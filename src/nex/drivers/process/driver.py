@@ -14,6 +14,7 @@ from nex.cgroups import Controllers, available
 from nex.drivers import proc
 from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Health, Machine, MachineSpec
 from nex.drivers.bounds import Bounds, end_groups, group_prefix
+from nex.drivers.options import check_known
 from nex.drivers.process.forks import ForkServer
 from nex.drivers.process.machine import ProcessMachine
 from nex.errors import MachineError
@@ -35,6 +36,7 @@ class ProcessDriver(Driver):
 
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
+        check_known(self.name, context.config)
         self._folder = context.state / "machines"
         self._machines: dict[str, ProcessMachine] = {}
         self._forks: ForkServer | None = None

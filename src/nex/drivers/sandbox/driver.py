@@ -13,10 +13,11 @@ import msgspec
 from nex.cgroups import available
 from nex.drivers.base import Capabilities, Driver, DriverContext, Fingerprint, Handle, Machine, MachineSpec
 from nex.drivers.bounds import Bounds, end_groups, group_prefix
+from nex.drivers.options import check_known, read_uid_range
 from nex.drivers.sandbox import host
 from nex.drivers.sandbox.launch import Launcher
 from nex.drivers.sandbox.machine import SandboxMachine, Workshop, reclaim
-from nex.drivers.uids import DEFAULT_COUNT, DEFAULT_FIRST, Uids
+from nex.drivers.uids import Uids
 from nex.errors import MachineError
 from nex.images.build import build
 from nex.images.image import Image
@@ -32,8 +33,11 @@ _log = Log("drivers.sandbox")
 class SandboxDriver(Driver):
     """Starts agents in sandboxes made by bubblewrap, on the files of a guest image.
 
-    Its section of the configuration: ``uid_first`` and ``uid_count``, the range of users for machines of a node that
-    runs as root.
+    Its section of the configuration: ``uid_range``, the first user for machines of a node that runs as root, and how
+    many there are.
+
+    Raises:
+        UsageError: the configuration has an option that is unknown or wrong.
     """
 
     name: ClassVar[str] = "sandbox"
@@ -41,6 +45,8 @@ class SandboxDriver(Driver):
 
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)
+        check_known(self.name, context.config, ("uid_range",))
+        self._uid_range = read_uid_range(self.name, context.config)
         self._folder = context.state / "sandboxes"
         self._groups = group_prefix(self._folder)
         self._machines: dict[str, SandboxMachine] = {}
@@ -96,12 +102,7 @@ class SandboxDriver(Driver):
     def _uids(self) -> Uids | None:
         if os.geteuid() != 0:
             return None
-        first = self.context.config.get("uid_first", DEFAULT_FIRST)
-        count = self.context.config.get("uid_count", DEFAULT_COUNT)
-        try:
-            return Uids(first, count)
-        except (TypeError, ValueError) as error:
-            raise MachineError(f"drivers.sandbox: uid_first, uid_count: {error}") from error
+        return Uids(*(self._uid_range or ()))
 
     def create(self, spec: MachineSpec) -> Machine:
         """A machine whose record is named by its id."""
