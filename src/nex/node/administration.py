@@ -16,6 +16,7 @@ __all__ = ["KVM", "Task", "find", "kvm_trouble", "qemu_program", "tasks"]
 
 KVM = Path("/dev/kvm")
 _MODULES = "modprobe kvm_intel || modprobe kvm_amd"
+_KVM_FOR_GROUP = f"chgrp kvm {KVM} && chmod 660 {KVM}"
 _KVM_GROUP = {
     "debian": "usermod -aG kvm {user}",
     "fedora": "usermod -aG kvm {user}",
@@ -46,7 +47,13 @@ def kvm_trouble(device: Path = KVM) -> str:
     """Why this user cannot use KVM; empty if it can, for all that can be seen without a guest."""
     if not device.exists():
         return f"there is no {device}"
-    return "" if os.access(device, os.R_OK | os.W_OK) else f"this user may not open {device}"
+    if not os.access(device, os.R_OK | os.W_OK):
+        return f"this user may not open {device}"
+    status = device.stat()
+    for_group = status.st_gid != 0 and not 0o060 & ~status.st_mode
+    if os.geteuid() == 0 and not for_group and 0o006 & ~status.st_mode:
+        return f"only root may open {device}, and the machines of a node that is root run as other users"
+    return ""
 
 
 def tasks(*, qemu: bool, bubblewrap: bool, kvm: str, family: str | None = None) -> tuple[Task, ...]:
@@ -70,6 +77,8 @@ def _tasks(*, qemu: bool, bubblewrap: bool, kvm: str, family: str) -> Iterator[T
     if kvm.startswith("there is no"):
         what = "KVM, for fast microVMs; if that fails, switch virtualization on in the firmware, or nesting in the host"
         yield Task(what, (("all", _MODULES),))
+    elif kvm.startswith("only root"):
+        yield Task("the right of machines to use KVM", (("all", _KVM_FOR_GROUP),))
     elif kvm:
         user = pwd.getpwuid(os.geteuid()).pw_name
         rights = {name: text.format(user=user) for name, text in _KVM_GROUP.items()}

@@ -42,6 +42,25 @@ def test_the_right_to_use_kvm_is_given_by_a_group(monkeypatch: pytest.MonkeyPatc
     assert task.commands[0][1].endswith(" kvm")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="the machines of others run as they do")
+@pytest.mark.parametrize(
+    ("mode", "group", "trouble"),
+    [(0o600, 0, True), (0o660, 0, True), (0o600, 7, True), (0o660, 7, False), (0o666, 0, False)],
+)
+def test_kvm_for_root_alone_is_none_for_machines(tmp_path: Path, mode: int, group: int, trouble: bool) -> None:
+    device = tmp_path / "kvm"
+    device.touch()
+    device.chmod(mode)
+    os.chown(device, 0, group)
+
+    found = kvm_trouble(device)
+
+    assert found.startswith(f"only root may open {device}") is trouble
+    if trouble:
+        (task,) = tasks(qemu=False, bubblewrap=False, kvm=found, family="debian")
+        assert task.commands == (("all", "chgrp kvm /dev/kvm && chmod 660 /dev/kvm"),)
+
+
 def test_a_kernel_without_kvm_gets_its_module() -> None:
     trouble = kvm_trouble(Path("/nowhere/kvm"))
 
