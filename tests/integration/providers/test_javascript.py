@@ -260,28 +260,27 @@ async def test_invocations_hold_no_references(run: Runner) -> None:
 
 
 @pytest.fixture
-async def spare() -> AsyncGenerator[None]:
+async def spare() -> AsyncGenerator[set[int]]:
+    """The processes of a spare worker."""
+    before = set(children_of(os.getpid()))
     JavaScriptProvider.start_spare(Confinement())
-    yield
+    yield set(children_of(os.getpid())) - before
     await JavaScriptProvider.drop_spare()
 
 
 @pytest.mark.parametrize("source", ["(s) => s", "export default (s: string) => JSON.stringify(s)"])
-async def test_a_spare_worker_becomes_the_first(spare: None, tmp_path: Path, source: str) -> None:
-    waiting = set(children_of(os.getpid()))
-    workload = make_workload(tmp_path, source.encode())
-    function = JavaScriptProvider(workload, LogLines())
+async def test_a_spare_worker_becomes_the_first(spare: set[int], tmp_path: Path, source: str) -> None:
+    function = JavaScriptProvider(make_workload(tmp_path, source.encode()), LogLines())
     await function.start()
-    assert set(function.pids) <= waiting
+    assert set(function.pids) == spare
     assert (await function.call(Invocation("a.b", b""))).payload == b'"a.b"'
     await function.stop(0)
 
 
-async def test_a_spare_with_another_limit_is_not_taken(spare: None, tmp_path: Path) -> None:
-    waiting = set(children_of(os.getpid()))
+async def test_a_spare_with_another_limit_is_not_taken(spare: set[int], tmp_path: Path) -> None:
     workload = make_workload(tmp_path, b"(s) => s", limits=Limits(memory_bytes=32 << 20))
     function = JavaScriptProvider(workload, LogLines())
     await function.start()
-    assert not set(function.pids) & waiting
-    assert not waiting & set(children_of(os.getpid())), "the spare has been ended"
+    assert not set(function.pids) & spare
+    assert not set(children_of(os.getpid())) & spare, "the spare has been ended"
     await function.stop(0)
