@@ -42,6 +42,7 @@ def test_all_can_be_configured() -> None:
         ({"kernel_arguments": "a\nb"}, "kernel_arguments"),
         ({"kernel_arguments": "a\0b"}, "kernel_arguments"),
         ({"uid_range": [1]}, "uid_range"),
+        ({"uid_range": [0, 5]}, "uid_range"),
     ],
 )
 def test_what_is_wrong_is_named(config: dict[str, Any], told: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nex.drivers.firecracker.api import RATE_LIMITER
+from nex.drivers.options import UID_RANGE, uid_range
 from nex.errors import ConfigError, Problem, UsageError
 
 __all__ = ["Options", "read_limiter"]
@@ -89,19 +90,6 @@ def _flag(value: object) -> bool:
     return value
 
 
-def _uid_range(value: object) -> tuple[int, int]:
-    if (
-        not isinstance(value, (list, tuple))
-        or len(value) != 2  # noqa: PLR2004 - a pair
-        or not all(isinstance(number, int) and not isinstance(number, bool) for number in value)
-        or value[0] < 1
-        or value[1] < 1
-        or value[0] + value[1] > 2**32 - 1
-    ):
-        raise ValueError
-    return value[0], value[1]
-
-
 def _table(value: object) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise ValueError  # noqa: TRY004 - told as every other wrong value
@@ -115,7 +103,7 @@ _READERS: dict[str, tuple[Callable[[object], Any], str]] = {
     "kvm_device": (_path, "the absolute path of a device"),
     "kernel_arguments": (_arguments, "kernel arguments in one line of ASCII"),
     "snapshot": (_flag, "true or false"),
-    "uid_range": (_uid_range, "the first user id and how many there are, as in [200000, 1000]"),
+    "uid_range": (uid_range, UID_RANGE),
     "network": (_table, "a table of the network's options"),
 }
 

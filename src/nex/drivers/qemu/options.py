@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 import msgspec
 
+from nex.drivers.options import check_known, read_uid_range
 from nex.errors import UsageError
 
 __all__ = ["Acceleration", "Options"]
@@ -39,11 +40,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Raises:
             UsageError: an option is unknown or has a value that it cannot have; the text names it.
         """
-        known = cls.__struct_fields__
-        if unknown := sorted(set(config) - set(known)):
-            raise UsageError(
-                f"the qemu driver has no option {', '.join(map(repr, unknown))}", hint=f"it has {', '.join(known)}"
-            )
+        check_known("qemu", config, cls.__struct_fields__)
+        read_uid_range("qemu", config)
         if (accel := config.get("accel", "auto")) not in get_args(Acceleration):
             raise UsageError(f"the qemu driver's option accel is {accel!r}", hint="it can be auto, kvm or tcg")
         try:
