@@ -32,6 +32,7 @@ __all__ = ["Control"]
 
 _log = Log("node.control")
 _AT_ONCE = 1024
+_DRAIN_S = 2.0
 _REFUSALS_TOLD_PER_S = 20
 _DESCRIPTION_CHARS = 1000  # of each workload, in a reply that has to hold all of them
 _NO_SUBJECT = "Invalid subject for workload stop"
@@ -79,9 +80,10 @@ class Control:
             self._subscriptions.append(await self._connection.subscribe_direct(subject, serve))
 
     async def close(self) -> None:
-        """Take no more requests and finish those under way."""
-        for subscription in self._subscriptions:
-            await subscription.unsubscribe()
+        """Take no more requests, and answer those that the public system has given us until then."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_DRAIN_S):
+                await asyncio.gather(*(subscription.drain() for subscription in self._subscriptions))
         await self._tasks.wait()
 
     async def aclose(self) -> None:
