@@ -9,7 +9,7 @@ contract suite in `nex.testing.driver_contract`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import msgspec
 
+from nex.errors import MachineError
 from nex.processes import Exit
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "Resources",
     "Usage",
 ]
+
+_ID_LIMIT = 64  # what a jailer takes
 
 
 class Health(StrEnum):
@@ -193,6 +196,10 @@ class Machine(ABC):
         """The bounded tail of what the machine and its agent printed, for error messages."""
 
 
+def _is_id(machine_id: str) -> bool:
+    return machine_id.isalnum() and machine_id.isascii() and len(machine_id) <= _ID_LIMIT
+
+
 class Driver(ABC):
     """Makes machines of one kind."""
 
@@ -201,6 +208,26 @@ class Driver(ABC):
 
     def __init__(self, context: DriverContext) -> None:
         self.context = context
+
+    def check_new(self, machine_id: str, known: Container[str]) -> None:
+        """For `create`: an id that may become part of paths and names, and that no other machine has.
+
+        Raises:
+            ValueError: it is none, or taken.
+        """
+        if not _is_id(machine_id):
+            raise ValueError(f"no machine id: {machine_id!r}")
+        if machine_id in known:
+            raise ValueError(f"there is a machine {machine_id} already")
+
+    def check_handle(self, handle: Handle) -> None:
+        """For `reclaim`: a handle of this driver, with an id that `create` would have taken.
+
+        Raises:
+            MachineError: it is another's, or nobody's.
+        """
+        if not _is_id(handle.machine_id) or handle.driver != self.name:
+            raise MachineError(f"no handle of the {self.name} driver: {handle.driver} {handle.machine_id!r}")
 
     @abstractmethod
     async def fingerprint(self) -> Fingerprint:

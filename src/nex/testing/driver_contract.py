@@ -8,6 +8,7 @@ The machines are real, their agents speak to a real private server, and what is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, Generator
@@ -18,8 +19,10 @@ import msgspec
 import pytest
 import pytest_asyncio
 
+from nex.drivers import proc
 from nex.drivers.base import Driver, DriverContext, Handle, Health, Machine, MachineSpec
 from nex.errors import MachineError
+from nex.processes import Child
 from nex.testing.interruption import Interruption, traces, wait_for_traces
 from nex.testing.limits_contract import LimitsContract
 from nex.testing.plane import Plane
@@ -228,6 +231,22 @@ class DriverContract(LimitsContract):
 
     async def test_a_handle_of_nothing_is_no_error(self, driver: Driver) -> None:
         await driver.reclaim(Handle(driver=driver.name, machine_id="gone"))
+
+    async def test_a_handle_whose_process_has_become_another_kills_nothing(self, driver: Driver) -> None:
+        innocent = Child.spawn(["sleep", "60"], env={"PATH": os.environ["PATH"]})
+        started = proc.start_ticks(innocent.pid)
+        assert started is not None
+        boot = proc.boot_id()
+        for data in (
+            {"pid": innocent.pid, "started_ticks": started + 1, "boot_id": boot},
+            {"pid": innocent.pid, "started_ticks": started, "boot_id": "another"},
+            {"pid": str(innocent.pid), "started_ticks": started, "boot_id": boot},
+            {"pid": -1, "started_ticks": started, "boot_id": boot},
+        ):
+            with contextlib.suppress(MachineError):  # a driver may refuse what is no handle of its own
+                await driver.reclaim(Handle(driver=driver.name, machine_id="m9", data=data))
+        assert proc.start_ticks(innocent.pid) == started
+        await innocent.kill()
 
     async def test_a_handle_of_another_driver_or_a_strange_id_is_refused(self, driver: Driver) -> None:
         for handle in (Handle(driver="other", machine_id="m1"), Handle(driver=driver.name, machine_id="../m1")):

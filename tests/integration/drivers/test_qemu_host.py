@@ -24,6 +24,7 @@ from nex.drivers.qemu.qmp import Event, Qmp
 from nex.drivers.qemu.tsc import measure_khz
 from nex.errors import MachineError
 from nex.images.image import Image
+from nex.images.packages import remedy
 from nex.processes import Confinement
 
 _EMULATED = ["-accel", "tcg", "-cpu", "max"]
@@ -45,7 +46,8 @@ async def test_a_host_without_qemu_is_told_how_to_get_it(tmp_path: Path) -> None
     found = await _fingerprint(tmp_path, qemu="/nowhere/qemu")
     assert found.health is Health.UNDETECTED
     assert "/nowhere/qemu" in found.reason
-    assert "apt install qemu-system-x86" in found.remedy
+    assert found.remedy == remedy("qemu")
+    assert "qemu-system-x86" in found.remedy
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,6 @@ from nex.telemetry.logs import Log
 
 __all__ = ["FirecrackerDriver"]
 
-_ID_LIMIT = 64  # the jailer's own
 _log = Log("drivers.firecracker")
 
 
@@ -202,9 +201,7 @@ class FirecrackerDriver(Driver):
         """A machine with a jail named by its id."""
         if self._host is None:
             raise RuntimeError("open the driver first")
-        _check_id(spec.id)
-        if spec.id in self._machines:
-            raise ValueError(f"there is a machine {spec.id} already")
+        self.check_new(spec.id, self._machines)
         design = self._design(spec.resources)
         fits = design == self._design(self.context.template)
         machine = FirecrackerMachine(
@@ -223,13 +220,11 @@ class FirecrackerDriver(Driver):
 
     async def reclaim(self, handle: Handle) -> None:
         """Kill the VMM if it is still the very process of the handle, and remove its jail and all around it."""
+        self.check_handle(handle)
         try:
-            _check_id(handle.machine_id)
             data = msgspec.convert(handle.data, _Left)
         except (ValueError, msgspec.ValidationError) as error:
             raise MachineError(f"no handle of the firecracker driver: {error}") from error
-        if handle.driver != self.name:
-            raise MachineError(f"no handle of the firecracker driver: {handle.driver}")
         if not await asyncio.to_thread(data.kill_tree):
             raise MachineError(f"the VMM of machine {handle.machine_id} cannot be killed")
         if self._network is not None:
@@ -264,11 +259,6 @@ class _Left(Mark, frozen=True):
     def __post_init__(self) -> None:
         if self.program in (".", "..") or "/" in self.program or (self.base and not Path(self.base).is_absolute()):
             raise ValueError("it names no folder of jails")
-
-
-def _check_id(machine_id: str) -> None:
-    if not (machine_id.isalnum() and machine_id.isascii() and len(machine_id) <= _ID_LIMIT):
-        raise ValueError(f"no machine id: {machine_id!r}")
 
 
 def _noted(folder: Path) -> Handle | None:

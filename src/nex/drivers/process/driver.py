@@ -90,10 +90,7 @@ class ProcessDriver(Driver):
 
     def create(self, spec: MachineSpec) -> Machine:
         """A machine whose folder is named by its id."""
-        if not spec.id.isalnum() or not spec.id.isascii():
-            raise ValueError(f"no machine id: {spec.id!r}")
-        if spec.id in self._machines:
-            raise ValueError(f"there is a machine {spec.id} already")
+        self.check_new(spec.id, self._machines)
         bounds = Bounds(f"{self._groups}{spec.id}", self._controllers, self._end) if self._controllers else None
         machine = ProcessMachine(spec, self._folder / spec.id, self, bounds)
         self._machines[spec.id] = machine
@@ -131,8 +128,7 @@ class ProcessDriver(Driver):
 
     async def reclaim(self, handle: Handle) -> None:
         """Kill the agent's tree if it is still the very process of the handle, and remove the folder."""
-        if not handle.machine_id.isalnum() or handle.driver != self.name:
-            raise MachineError(f"no handle of the process driver: {handle.driver} {handle.machine_id!r}")
+        self.check_handle(handle)
         folder = self._folder / handle.machine_id
         await asyncio.to_thread(proc.Mark.read(handle.data).kill_tree)
         await asyncio.to_thread(end_groups, f"{self._groups}{handle.machine_id}", exactly=True)

@@ -13,15 +13,11 @@ from typing import Final
 from nex.errors import MachineError
 from nex.processes import Child
 
-__all__ = ["INSTALL", "OLDEST", "Qemu", "QemuMissing", "find_qemu", "parse_version"]
+__all__ = ["OLDEST", "Qemu", "QemuMissing", "find_qemu", "parse_version"]
 
 PROGRAM: Final = "qemu-system-x86_64"
 OLDEST: Final = (6, 2)
 """The oldest version that is supported."""
-INSTALL: Final = (
-    "install it: apt install qemu-system-x86 (Debian, Ubuntu), dnf install qemu-system-x86-core (Fedora), "
-    "zypper install qemu-x86 (openSUSE), pacman -S qemu-system-x86 (Arch), apk add qemu-system-x86_64 (Alpine)"
-)
 
 _TIMEOUT_S: Final = 10.0
 _OUTPUT_BYTES: Final = 4096

@@ -22,7 +22,7 @@ from nex.drivers.base import (
 )
 from nex.drivers.media import Media, image_folder
 from nex.drivers.proc import Mark
-from nex.drivers.qemu.binary import INSTALL, Qemu, QemuMissing, find_qemu
+from nex.drivers.qemu.binary import Qemu, QemuMissing, find_qemu
 from nex.drivers.qemu.kvm import confinement_for, kvm_trouble, seclusion_trouble
 from nex.drivers.qemu.machine import QemuMachine
 from nex.drivers.qemu.maker import Maker
@@ -32,6 +32,7 @@ from nex.drivers.qemu.store import FOLDER
 from nex.drivers.qemu.vm import Vm
 from nex.drivers.uids import Uid, Uids
 from nex.errors import MachineError, NexError
+from nex.images.packages import remedy
 from nex.processes import Confinement
 
 __all__ = ["QemuDriver"]
@@ -79,9 +80,9 @@ class QemuDriver(Driver):
         try:
             qemu = await find_qemu(self._options.qemu)
         except QemuMissing as error:
-            return Fingerprint(Health.UNDETECTED, str(error), INSTALL)
+            return Fingerprint(Health.UNDETECTED, str(error), remedy("qemu"))
         except MachineError as error:
-            return Fingerprint(Health.UNHEALTHY, str(error), INSTALL)
+            return Fingerprint(Health.UNHEALTHY, str(error), remedy("qemu"))
         try:
             media = await self._media()
         except NexError as error:
@@ -161,10 +162,7 @@ class QemuDriver(Driver):
 
     def create(self, spec: MachineSpec) -> Machine:
         """A machine that `open` has made ready for."""
-        if not spec.id.isalnum() or not spec.id.isascii():
-            raise ValueError(f"no machine id: {spec.id!r}")
-        if spec.id in self._machines:
-            raise ValueError(f"there is a machine {spec.id} already")
+        self.check_new(spec.id, self._machines)
         machine = QemuMachine(spec, self)
         self._machines[spec.id] = machine
         return machine
@@ -188,8 +186,7 @@ class QemuDriver(Driver):
 
     async def reclaim(self, handle: Handle) -> None:
         """Kill the QEMU if it is still the very process of the handle; there is nothing else."""
-        if not handle.machine_id.isalnum() or handle.driver != self.name:
-            raise MachineError(f"no handle of the qemu driver: {handle.driver} {handle.machine_id!r}")
+        self.check_handle(handle)
         if not await asyncio.to_thread(Mark.read(handle.data).kill_tree):
             raise MachineError(f"the QEMU of machine {handle.machine_id} cannot be killed")
 

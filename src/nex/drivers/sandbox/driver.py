@@ -106,10 +106,7 @@ class SandboxDriver(Driver):
 
     def create(self, spec: MachineSpec) -> Machine:
         """A machine whose record is named by its id."""
-        if not spec.id.isalnum() or not spec.id.isascii():
-            raise ValueError(f"no machine id: {spec.id!r}")
-        if spec.id in self._machines:
-            raise ValueError(f"there is a machine {spec.id} already")
+        self.check_new(spec.id, self._machines)
         if self._workshop is None:
             raise RuntimeError("the driver is not open")
         controllers = self._workshop.controllers
@@ -131,8 +128,7 @@ class SandboxDriver(Driver):
 
     async def reclaim(self, handle: Handle) -> None:
         """Kill the sandbox if it is still the very one of the handle, and remove what tells of it."""
-        if not handle.machine_id.isalnum() or handle.driver != self.name:
-            raise MachineError(f"no handle of the sandbox driver: {handle.driver} {handle.machine_id!r}")
+        self.check_handle(handle)
         await asyncio.to_thread(end_groups, f"{self._groups}{handle.machine_id}", exactly=True)
         await asyncio.to_thread(reclaim, handle)
         await asyncio.to_thread((self._folder / handle.machine_id).unlink, missing_ok=True)

@@ -18,13 +18,10 @@ from nex.drivers.sandbox.bubblewrap import PROGRAM
 from nex.drivers.sandbox.syscalls import ARCHITECTURES
 from nex.drivers.sandbox.trial import trial
 from nex.errors import MachineError
+from nex.images.packages import remedy
 
 __all__ = ["fingerprint"]
 
-_INSTALL: Final = (
-    "install bubblewrap: apt install bubblewrap (Debian, Ubuntu), dnf install bubblewrap (Fedora, RHEL), "
-    "zypper install bubblewrap (SUSE), apk add bubblewrap (Alpine), pacman -S bubblewrap (Arch)"
-)
 _APPARMOR: Final = (
     "give /usr/bin/bwrap a profile that allows userns (Ubuntu: apt install apparmor-profiles, link "
     "/usr/share/apparmor/extra-profiles/bwrap-userns-restrict into /etc/apparmor.d and reload AppArmor), "
@@ -58,7 +55,7 @@ async def fingerprint() -> Fingerprint:
         what = f"{sys.platform} on {platform.machine()}"
         return Fingerprint(Health.UNDETECTED, f"sandboxes need Linux on x86_64 or aarch64, and this is {what}")
     if (bwrap := shutil.which(PROGRAM)) is None:
-        return Fingerprint(Health.UNDETECTED, "bubblewrap (bwrap) is not installed", _INSTALL)
+        return Fingerprint(Health.UNDETECTED, "bubblewrap (bwrap) is not installed", remedy("bwrap"))
     if find_spec("nex.agent") is None:
         return Fingerprint(Health.UNDETECTED, "the agent's program is not installed", "reinstall nats-nex")
     controllers = await asyncio.to_thread(available)
@@ -67,8 +64,8 @@ async def fingerprint() -> Fingerprint:
         async with trial(controllers) as tried:
             await tried.sandboxed()
     except MachineError as error:
-        why, remedy = await asyncio.to_thread(_diagnose, str(error))
-        return Fingerprint(Health.UNHEALTHY, f"{why}: {error}" if why else str(error), remedy, details)
+        why, cure = await asyncio.to_thread(_diagnose, str(error))
+        return Fingerprint(Health.UNHEALTHY, f"{why}: {error}" if why else str(error), cure, details)
     return Fingerprint(Health.HEALTHY, details=details)
 
 
