@@ -9,6 +9,7 @@ Subjects (``<m>`` is a machine id; an agent's user may publish to its own ``host
 ``host.<m>.log``                      agent→node   `LogBatch`
 ``host.<m>.calls``                    agent→node   `CallReport`, at most one a second and trigger
 ``host.<m>.exit``                     agent→node   `ServiceExit`: it has ended by itself or by a limit
+``host.<m>.rpc``                      agent→node   request, a host call (`nex.protocol.hostcalls`) → its answer
 ``agent.<m>.start``                   node→agent   request, `StartRequest` → `StartReply`
 ``agent.<m>.stop``                    node→agent   request, `StopRequest` → `StopReply`
 ``agent.<m>.ping``                    node→agent   request, empty → empty
@@ -53,7 +54,7 @@ __all__ = [
 ERROR_HEADER = "Nats-Service-Error"
 ERROR_CODE_HEADER = "Nats-Service-Error-Code"
 
-HostVerb = Literal["ready", "artifact", "log", "calls", "exit"]
+HostVerb = Literal["ready", "artifact", "log", "calls", "exit", "rpc"]
 AgentVerb = Literal["start", "stop", "ping"]
 
 

@@ -15,6 +15,7 @@ from msgspec import Meta, field
 from nex.errors import MessageError, RefusedError
 from nex.protocol.base import Message
 from nex.protocol.location import Location
+from nex.protocol.triggers import Trigger
 
 __all__ = [
     "AUCTION_RESPONSE",
@@ -24,6 +25,7 @@ __all__ = [
     "PING_RESPONSE",
     "STOP_RESPONSE",
     "AuctionRequest",
+    "Connections",
     "ControlMessage",
     "DeployReply",
     "DeployRequest",
@@ -186,15 +188,24 @@ class NatsConnection(ControlMessage, frozen=True, kw_only=True):
     nats_user_seed: str = _text()
 
 
+class Connections(Message, frozen=True, kw_only=True):
+    """Where a workload's host services and its triggers are, if not on the node's own system. Sealed on its way."""
+
+    host_services: NatsConnection | None = None
+    triggers: NatsConnection | None = None
+
+
 class DeployRequest(ControlMessage, frozen=True, kw_only=True):
     """Run this workload. ``environment`` is sealed (base64) by ``sender_public_key`` to the node's xkey.
 
     ``timeout_ms`` and ``memory_mib`` are limits per call of a function (of a service, ``memory_mib`` is for the whole),
     ``parallel`` how many calls at a time. ``cpus``, ``total_memory_mib``, ``pids`` and ``disk_mib`` are the workload's
-    share of its machine. 0 is the node's default. Nodes of 0.2 ignore all of these.
+    share of its machine. 0 is the node's default. ``bindings`` are buckets by ``kind:name``, as in ``{"kv:orders":
+    "ORDERS"}``. ``sealed_connections`` holds `Connections`, sealed as the environment is. Nodes of 0.2 ignore all of
+    these.
     """
 
-    SECRET: ClassVar[frozenset[str]] = frozenset({"workload_jwt", "environment"})
+    SECRET: ClassVar[frozenset[str]] = frozenset({"workload_jwt", "environment", "sealed_connections"})
     argv: tuple[str, ...] = ()
     description: str = _text()
     type: str
@@ -217,6 +228,9 @@ class DeployRequest(ControlMessage, frozen=True, kw_only=True):
     total_memory_mib: Count = 0
     pids: Count = 0
     disk_mib: Count = 0
+    triggers: tuple[Trigger, ...] = ()
+    bindings: dict[str, str] = field(default_factory=dict)
+    sealed_connections: str = ""
 
     @classmethod
     def decode(cls, data: bytes) -> Self:

@@ -7,17 +7,24 @@ ends or is stopped. Every implementation runs the contract suite in `nex.testing
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from nex.processes import Confinement, Exit
 from nex.protocol.agent import Limits
 
-__all__ = ["Function", "Invocation", "Log", "Provider", "Result", "Service", "Workload"]
+__all__ = ["Function", "HostCall", "Invocation", "Log", "Provider", "Result", "Service", "Workload"]
 
 Log = Callable[[str, str], None]
 """``log(level, line)``: one line of the workload's output; level is DEBUG, INFO, WARN or ERROR. Never blocks."""
+
+HostCall = Callable[[bytes, bytes], Awaitable[tuple[bytes, bytes]]]
+"""``await call(head, body)``: ask the node (`nex.protocol.hostcalls`); gives head and body of its answer.
+
+It fails by an answer that says so, and never raises but for cancellation. Neither side of it trusts the other: the node
+checks what is asked, and who asks.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +42,8 @@ class Workload:
     limits: Limits = field(default_factory=Limits)
     confinement: Confinement = field(default_factory=Confinement)
     """How processes that run its code are started."""
+    host: HostCall | None = None
+    """How it reaches the host services of its node; None where there are none."""
 
 
 @dataclass(slots=True)

@@ -29,7 +29,7 @@ FRAME_OVERHEAD = _HEADER.size
 
 
 class Kind(IntEnum):
-    """What a frame is. Workers send those up to TOO_LARGE, the agent the others."""
+    """What a frame is. Workers send those below 16, the agent the others."""
 
     READY = 1
     """The function is loaded; calls may come."""
@@ -41,12 +41,16 @@ class Kind(IntEnum):
     """Head: the level; body: text."""
     TOO_LARGE = 5
     """The result is over the limit, and is not sent."""
+    HOST_CALL = 6
+    """A host call (`nex.protocol.hostcalls`): head and body as they are; the id is the worker's, for the answer."""
     WARM = 18
     """Get ready for a LOAD, which may be long in coming; READY is the answer. Not every engine knows it."""
     LOAD = 16
     """Head: settings as JSON; body: the source."""
     CALL = 17
     """Head: the subject, and if there are headers, a NUL and a JSON object; body: the payload."""
+    HOST_ANSWER = 19
+    """The answer to the host call with that id: head and body as they are."""
 
 
 _KINDS = frozenset(int(kind) for kind in Kind)
