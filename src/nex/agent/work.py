@@ -11,6 +11,7 @@ from pathlib import Path
 
 from nex.agent.artifact import fetch
 from nex.agent.calls import Calls
+from nex.agent.hostcalls import HostCalls
 from nex.agent.limits import Bounds
 from nex.agent.link import connect
 from nex.agent.output import Output
@@ -113,6 +114,7 @@ class Work:
             environment=request.environment,
             limits=request.limits,
             confinement=self._place.confinement,
+            host=HostCalls(self._connection, self._machine_id),
         )
 
     async def _put_to_work(self, provider: Provider, request: StartRequest) -> None:

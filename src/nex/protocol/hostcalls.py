@@ -26,6 +26,7 @@ from nex.protocol.base import Message
 
 __all__ = [
     "ERRORS",
+    "HEAD_BYTES",
     "PIECE_BYTES",
     "Answer",
     "Call",
@@ -39,6 +40,7 @@ __all__ = [
     "KvSet",
     "KvUpdate",
     "KvWatch",
+    "Milliseconds",
     "ObjectDelete",
     "ObjectGet",
     "ObjectList",
@@ -53,6 +55,7 @@ __all__ = [
     "StreamWrite",
     "pack",
     "read_call",
+    "refusal",
     "unpack",
 ]
 
@@ -85,6 +88,9 @@ ERRORS: Final[dict[ErrorName, int]] = {
 
 PIECE_BYTES: Final = 256 * 1024
 """The most that one call or answer holds of a body; more goes in pieces."""
+
+HEAD_BYTES: Final = 64 * 1024
+"""The most that the head of a call may hold."""
 
 _SIZE = struct.Struct("<I")
 
@@ -292,6 +298,11 @@ def read_call(head: bytes) -> Call:
         return _decode_call(head)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise MessageError(f"no host call: {error}") from error
+
+
+def refusal(name: ErrorName, message: str) -> bytes:
+    """The head of an answer that says what went wrong."""
+    return Answer(code=ERRORS[name], error=name, message=message).encode()
 
 
 def pack(head: bytes, body: bytes | memoryview = b"") -> bytes:

@@ -29,7 +29,7 @@ class PooledFunction(Function):
     def __init__(self, workload: Workload, log: Log) -> None:
         super().__init__(workload, log)
         self._limits = workload.limits
-        self._pool = WorkerPool(self._launch, self._load, limits=workload.limits, log=log)
+        self._pool = WorkerPool(self._launch, self._load, limits=workload.limits, log=log, host=workload.host)
 
     @abstractmethod
     def _launch(self) -> tuple[Child, socket.socket]:

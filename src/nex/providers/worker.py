@@ -13,14 +13,16 @@ from typing import NamedTuple, Protocol
 from nex.errors import CallFailed, CallTimedOut, StartError, WorkloadError
 from nex.processes import Child, Exit
 from nex.protocol.agent import Limits
-from nex.providers.base import Log
+from nex.providers.base import HostCall, Log
 from nex.providers.frames import Frame, FrameError, FrameReader, Kind, encode
+from nex.providers.hostlink import HostLink
 from nex.providers.texts import log_text
 from nex.tasks import TaskOwner
 
 __all__ = ["Job", "Owner", "Worker", "connected"]
 
 _READ_BYTES = 256 * 1024
+_READS = 8  # one after another, before others have their turn
 _BEYOND_RESULT_BYTES = 1024 * 1024  # what a frame may hold beside a result: headers, an error's text, a log entry
 _TERM_S = 1.0
 _CRASHES = frozenset({signal.SIGTRAP, signal.SIGILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS})
@@ -58,6 +60,7 @@ class Owner(Protocol):
 
     limits: Limits
     log: Log
+    host: HostCall | None
     tasks: TaskOwner
 
     def on_answer(self, worker: Worker, took_s: float | None) -> None:
@@ -73,6 +76,8 @@ class Owner(Protocol):
 class Worker:
     """One engine process: it takes frames in turn and sends, for each, any number of LOG frames and one answer.
 
+    Before that answer it may make host calls; what it has not heard of them by then is given up.
+
     It is killed when it overruns a deadline, breaks the protocol or closes its socket, and is of no use then. As it
     answers in order, and what it had sent is still read afterwards, it is known which frame it was at when it died:
     that one fails, those behind it have not been started.
@@ -86,6 +91,7 @@ class Worker:
         self._fd = sock.fileno()
         self._reader = FrameReader(owner.limits.result_bytes + _BEYOND_RESULT_BYTES)
         self._unsent = bytearray()
+        self._host = HostLink(owner.host, owner.tasks, self._send)
         self._sequence = 0
         self._jobs: deque[Job] = deque()
         self._timeout_s = 0.0
@@ -126,19 +132,7 @@ class Worker:
             # One timer serves many calls: when it goes off, it looks at how long the first of them has run.
             if self._alarm is None:
                 self._alarm = self._loop.call_at(now + timeout_s, self._check_deadline)
-        data = encode(job.kind, sequence, job.head, job.body)
-        if self._unsent:
-            self._unsent += data
-            return
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return  # it has died: the reading side tells the rest
-        if sent < len(data):
-            self._unsent += memoryview(data)[sent:]
-            self._loop.add_writer(self._fd, self._writable)
+        self._send(encode(job.kind, sequence, job.head, job.body))
 
     def kill(self, error: WorkloadError) -> None:
         """End it now; the call it is at fails with ``error``."""
@@ -146,6 +140,22 @@ class Worker:
             self._child.signal(signal.SIGKILL)
             self._detach()
             self._owner.tasks.start(self._bury(error), name=f"bury-{self.pid}")
+
+    def _send(self, data: bytes) -> int:
+        """Send, now or later; how many bytes wait until it reads."""
+        if self._unsent:
+            self._unsent += data
+            return len(self._unsent)
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return 0  # it has died: the reading side tells the rest
+        if sent < len(data):
+            self._unsent += memoryview(data)[sent:]
+            self._loop.add_writer(self._fd, self._writable)
+        return len(self._unsent)
 
     def _writable(self) -> None:
         try:
@@ -160,10 +170,13 @@ class Worker:
     def _readable(self) -> None:
         # All that there is, up to the end: uvloop calls only once for a socket whose peer died with unread frames.
         with contextlib.suppress(BlockingIOError):
-            while not self._dead:
+            for _ in range(_READS):
+                if self._dead:
+                    return
                 if not self._read() and not self._dead:  # it has closed its socket, and how it died is the answer
                     self._detach()
                     self._owner.tasks.start(self._bury(None), name=f"bury-{self.pid}")
+            self._loop.call_soon(self._readable)
 
     def _read(self) -> bool:
         """Take what has come, once; False at the end of it."""
@@ -183,11 +196,16 @@ class Worker:
             log_text(self._owner.log, frame.head, frame.body)
             return
         jobs = self._jobs
+        if frame.kind == Kind.HOST_CALL and jobs:
+            if not self._dead:
+                self._host.ask(frame)
+            return
         expected = _AFTER_CALL if self._loaded else _AFTER_LOAD
         first = (self._sequence - len(jobs) + 1) & 0xFFFFFFFF
         if not jobs or frame.id != first or frame.kind not in expected:
             raise FrameError(f"nobody waits for kind {frame.kind} with id {frame.id}")
         kind, _, _, done = jobs.popleft()
+        self._host.end()
         now = self._loop.time()
         took_s, self._began = now - self._began, now
         if not self._loaded:
@@ -226,6 +244,7 @@ class Worker:
             self._unsent.clear()
             self._loop.remove_writer(self._fd)
         self._silence_alarm()
+        self._host.end()
         self._owner.on_lost(self)
 
     async def _bury(self, error: WorkloadError | None) -> None:

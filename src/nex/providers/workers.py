@@ -19,7 +19,7 @@ from functools import partial
 from nex.errors import CallError, CallFailed, CallOverloaded, StartError, WorkloadError
 from nex.processes import Child
 from nex.protocol.agent import Limits
-from nex.providers.base import Log
+from nex.providers.base import HostCall, Log
 from nex.providers.frames import Frame, Kind
 from nex.providers.texts import log_text, safe_text
 from nex.providers.worker import Job, Worker
@@ -41,6 +41,7 @@ class WorkerPool:
         load: makes head and body of the LOAD frame; called once, while the first process is starting.
         limits: those of the function.
         log: where its output goes.
+        host: who answers its host calls.
     """
 
     def __init__(
@@ -50,9 +51,11 @@ class WorkerPool:
         *,
         limits: Limits,
         log: Log,
+        host: HostCall | None = None,
     ) -> None:
         self.limits = limits
         self.log = log
+        self.host = host
         self.tasks = TaskOwner("workers", lambda name, error: log("ERROR", f"{name}: {error!r}"))
         self._launch = launch
         self._load = load
