@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -14,12 +15,18 @@ from nex.cli.options import Options
 from nex.cli.session import tool_flags
 from nex.client.artifacts import TYPES, canonical_type
 from nex.client.bundle import FUNCTION_TYPES, Order, split_argv
+from nex.client.pairs import parse_bindings
 from nex.client.rollout import Deployed
+from nex.errors import UsageError
+from nex.protocol.control import Connections, NatsConnection
 from nex.protocol.location import Location
+from nex.transport.credentials import read_creds
 
 __all__ = ["WorkloadFlags", "describe", "how_to_call", "summary", "workload_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_FILE = click.Path(path_type=Path)
 
 _OPTIONS = (
     click.option(
@@ -64,6 +71,21 @@ _OPTIONS = (
     click.option(
         "--disk", type=click.IntRange(1), metavar="MIB", help="Room for its files. Default: that of its machine."
     ),
+    click.option(
+        "--bind",
+        "bindings",
+        multiple=True,
+        metavar="KIND:NAME=BUCKET",
+        help="A bucket that its host services reach by NAME; KIND is kv or objectstore. May be given several times.",
+    ),
+    click.option("--hs_url", "--hs-url", "hs_url", default="", metavar="URL", help="NATS server of its host services."),
+    click.option("--hs_creds", "--hs-creds", "hs_creds", type=_FILE, metavar="FILE", help="Credentials for that."),
+    click.option(
+        "--trigger_url", "--trigger-url", "trigger_url", default="", metavar="URL", help="NATS server of its triggers."
+    ),
+    click.option(
+        "--trigger_creds", "--trigger-creds", "trigger_creds", type=_FILE, metavar="FILE", help="Credentials for that."
+    ),
 )
 
 
@@ -83,6 +105,11 @@ class WorkloadFlags:
     total_memory: int | None
     pids: int | None
     disk: int | None
+    bindings: tuple[str, ...]
+    hs_url: str
+    hs_creds: Path | None
+    trigger_url: str
+    trigger_creds: Path | None
 
     @property
     def wire_type(self) -> str:
@@ -121,7 +148,21 @@ class WorkloadFlags:
             total_memory_mib=self.total_memory or 0,
             pids=self.pids or 0,
             disk_mib=self.disk or 0,
+            bindings=parse_bindings(self.bindings),
+            connections=Connections(
+                host_services=_system("--hs_url", self.hs_url, "--hs_creds", self.hs_creds),
+                triggers=_system("--trigger_url", self.trigger_url, "--trigger_creds", self.trigger_creds),
+            ),
         ).checked()
+
+
+def _system(url_flag: str, url: str, creds_flag: str, creds: Path | None) -> NatsConnection | None:
+    if creds is None:
+        return NatsConnection(nats_url=url) if url else None
+    if not url:
+        raise UsageError(f"{creds_flag} needs {url_flag}")
+    jwt, seed = read_creds(creds)
+    return NatsConnection(nats_url=url, nats_user_jwt=jwt, nats_user_seed=seed)
 
 
 def workload_options(function: F) -> F:

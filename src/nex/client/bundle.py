@@ -9,12 +9,12 @@ from dataclasses import dataclass, field, replace
 
 from nex.client.artifacts import Artifact
 from nex.errors import ArtifactError, MessageError, NotFoundError, RefusedError, UsageError
-from nex.protocol.control import DeployRequest
+from nex.protocol.control import Connections, DeployRequest
 from nex.protocol.location import Location
 from nex.protocol.subjects import is_pattern
 from nex.security.claims import sign_deploy
 from nex.security.keys import SigningKey
-from nex.security.xkeys import CurveKey, seal_environment
+from nex.security.xkeys import CurveKey, seal_environment, seal_text
 from nex.transport.objects import ObjectStore, Progress
 
 __all__ = ["BUCKET", "BUCKET_MAX_BYTES", "FUNCTION_TYPES", "Order", "Signer", "split_argv", "upload"]
@@ -36,7 +36,11 @@ class Signer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """A workload to run, on whichever node. ``digest`` is the artifact's SHA-256 in hex; 0 is the node's default."""
+    """A workload to run, on whichever node.
+
+    ``digest`` is the artifact's SHA-256 in hex; 0 is the node's default. ``bindings`` are buckets by ``kind:name``;
+    ``connections`` travel sealed, as the environment does.
+    """
 
     name: str
     type: str
@@ -55,6 +59,8 @@ class Order:
     total_memory_mib: int = 0
     pids: int = 0
     disk_mib: int = 0
+    bindings: Mapping[str, str] = field(default_factory=dict)
+    connections: Connections = field(default_factory=Connections)
 
     def checked(self) -> Order:
         """Itself, if a node could take it; a function without a trigger gets its own name as the subject.
@@ -99,7 +105,14 @@ class Order:
             total_memory_mib=self.total_memory_mib,
             pids=self.pids,
             disk_mib=self.disk_mib,
+            bindings=dict(self.bindings),
+            sealed_connections=self._sealed_connections(node_xkey, signer),
         )
+
+    def _sealed_connections(self, node_xkey: str, signer: Signer) -> str:
+        if self.connections == Connections():
+            return ""
+        return seal_text(self.connections.encode(), signer.publisher, node_xkey)
 
 
 def split_argv(text: str) -> tuple[str, ...]:

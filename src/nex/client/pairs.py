@@ -7,8 +7,9 @@ from collections.abc import Iterable
 
 from nex.errors import UsageError
 
-__all__ = ["is_pair", "parse_environment"]
+__all__ = ["is_pair", "parse_bindings", "parse_environment"]
 
+_BINDING = re.compile(r"((?:kv|objectstore):[a-zA-Z0-9_-]+)=([a-zA-Z0-9_-]+)")
 _PAIR = re.compile(r"([^=:]+)[=:](.*)", re.DOTALL)
 
 
@@ -30,3 +31,21 @@ def parse_environment(pairs: Iterable[str]) -> dict[str, str]:
             raise UsageError(f"environment argument {number} is not KEY=VALUE")
         environment[match[1]] = match[2]
     return environment
+
+
+def parse_bindings(texts: Iterable[str]) -> dict[str, str]:
+    """Buckets by ``kind:name``, each from ``KIND:NAME=BUCKET``; of equal names the last wins.
+
+    Raises:
+        UsageError: one is no such text.
+    """
+    bindings: dict[str, str] = {}
+    for text in texts:
+        match = _BINDING.fullmatch(text)
+        if match is None:
+            raise UsageError(
+                f"{text!r} is no binding",
+                hint="give KIND:NAME=BUCKET, as in kv:orders=ORDERS; KIND is kv or objectstore",
+            )
+        bindings[match[1]] = match[2]
+    return bindings

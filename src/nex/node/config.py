@@ -19,11 +19,13 @@ from typing import Any
 from nex.drivers import registry
 from nex.drivers.base import ImageOptions, Resources
 from nex.errors import ConfigError, Problem
+from nex.hostservices.registry import defaults
 from nex.images.store import default_folder
+from nex.node.grants import BINDABLE
 from nex.node.keys import AUTO, KEYS, Key
 from nex.node.kinds import AutostartEntry, Table, node_name
 
-__all__ = ["KEYS", "Key", "Leafnode", "NodeConfig", "NodeLimits", "WorkloadLimits", "resolve"]
+__all__ = ["KEYS", "HostServices", "Key", "Leafnode", "NodeConfig", "NodeLimits", "WorkloadLimits", "resolve"]
 
 DEFAULT_FILE = Path("config.json")
 
@@ -63,6 +65,21 @@ class Leafnode:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostServices:
+    """What workloads may ask of their node, and where that is, if not on the node's own system.
+
+    ``services`` holds the options of those that are on, by name (`nex.hostservices.registry`).
+    """
+
+    nats_url: str = field(default="", repr=False)
+    nats_user_jwt: str = field(default="", repr=False)
+    nats_user_seed: str = field(default="", repr=False)
+    services: Mapping[str, Any] = field(default_factory=defaults)
+    allow_bindings: tuple[str, ...] = BINDABLE
+    allow_connections: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeConfig:
     """What a node was told; attributes carry the names of the keys."""
 
@@ -90,6 +107,7 @@ class NodeConfig:
     agent_start_timeout_ms: int = 30000
     stop_grace_ms: int = 5000
     leafnode: Leafnode = Leafnode()
+    host_services: HostServices = field(default_factory=HostServices)
     autostart: tuple[AutostartEntry, ...] = ()
     unused: tuple[str, ...] = ()
     """Keys that were set and have no effect."""
@@ -214,6 +232,7 @@ def _assemble(found: _Found, environ: Mapping[str, str]) -> NodeConfig:
         group, _, inner = key_name.partition(".")
         groups.setdefault(group, {})[inner] = values.pop(key_name)
     template = groups["machine_template"]
+    groups["host_services"]["services"] = {**defaults(), **groups["host_services"]["services"]}
     images = ImageOptions(
         store=values.pop("default_resource_dir") or default_folder(environ),
         kernel=values.pop("kernel_filepath"),
@@ -235,6 +254,7 @@ def _assemble(found: _Found, environ: Mapping[str, str]) -> NodeConfig:
         node_limits=NodeLimits(**groups["node_limits"]),
         workload_limits=WorkloadLimits(**groups["workload_limits"]),
         leafnode=Leafnode(**groups["leafnode"]),
+        host_services=HostServices(**groups["host_services"]),
         autostart=groups["autostart"]["workloads"],
         unused=tuple(sorted(name for name in found.values if not _BY_NAME[name].effective)),
     )
@@ -250,6 +270,8 @@ def _check_together(values: Mapping[str, Any], found: _Found) -> None:
             found.wrong(one, f"needs {other}: machines boot the two together, or the image of nex rootfs")
     if values["driver"] == AUTO:
         _check_options(values["driver_options"], found)
+    if values["host_services.nats_user_jwt"] and not values["host_services.nats_user_seed"]:
+        found.wrong("host_services.nats_user_jwt", "needs host_services.nats_user_seed")
     if values["leafnode.credentials"] and not values["leafnode.urls"]:
         found.wrong("leafnode.credentials", "needs leafnode.urls")
     for index, entry in enumerate(values["autostart.workloads"]):

@@ -11,6 +11,7 @@ from typing import Any
 
 from nex.drivers import registry
 from nex.errors import KeyFormatError
+from nex.node.grants import BINDABLE, is_binding_rule, is_system_rule
 from nex.node.kinds import (
     AutostartList,
     Flag,
@@ -18,6 +19,7 @@ from nex.node.kinds import (
     Kind,
     Number,
     PathName,
+    Services,
     Table,
     Text,
     TextList,
@@ -76,6 +78,16 @@ def _driver(text: str) -> None:
     known = (AUTO, *registry.names())
     if text not in known:
         raise ValueError(f"names {text!r}, which is no driver; there are: {', '.join(known)}")
+
+
+def _binding_rule(text: str) -> None:
+    if not is_binding_rule(text):
+        raise ValueError(f"holds {text!r}, which is not NAMESPACE/KIND:BUCKET")
+
+
+def _system_rule(text: str) -> None:
+    if not is_system_rule(text):
+        raise ValueError(f"holds {text!r}, which is neither HOST nor HOST:PORT")
 
 
 def _workload_type(text: str) -> None:
@@ -235,13 +247,37 @@ KEYS: tuple[Key, ...] = (
     Key("stop_grace_ms", Integer(0, 3600 * 1000), 5000, "Time between TERM and KILL when a workload is stopped."),
     Key("leafnode.urls", TextList(), (), "Leaf node URLs of the public system: triggers then need no bridge.", "[]"),
     Key("leafnode.credentials", PathName(), None, "Credentials file for that.", "none"),
+    Key("host_services.nats_url", Text(), "", "Where host services are, if not on the node's own system."),
+    Key("host_services.nats_user_jwt", Text(), "", "User JWT for that."),
+    Key("host_services.nats_user_seed", Text(), "", "Seed of that user; without a JWT it is used as an nkey."),
+    Key(
+        "host_services.services",
+        Services(),
+        dict,
+        "Host services by name (kv, objectstore, messaging, http), each with enabled and config; see "
+        "reference/host-services.md.",
+        "{}",
+    ),
+    Key(
+        "host_services.allow_bindings",
+        TextList(_binding_rule),
+        BINDABLE,
+        "Buckets that deploys may bind, as NAMESPACE/KIND:BUCKET with * and ?.",
+        json.dumps(BINDABLE),
+    ),
+    Key(
+        "host_services.allow_connections",
+        TextList(_system_rule),
+        (),
+        "NATS servers that deploys may have this node connect to, as HOST or HOST:PORT with * and ?.",
+        "[]",
+    ),
     Key("autostart.workloads", AutostartList(), (), "Workloads that the node starts by itself.", "[]"),
     *map(
         _unused,
         (
             "bin_path",
             "cni",
-            "host_services",
             "internal_node_host",
             "internal_node_port",
             "otlp_exporter_url",

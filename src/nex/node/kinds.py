@@ -15,6 +15,7 @@ from typing import Any
 import msgspec
 
 from nex.errors import UsageError
+from nex.hostservices.registry import read_options
 from nex.protocol.base import Message
 from nex.protocol.location import Location
 from nex.protocol.subjects import is_pattern, is_token, is_workload_name
@@ -27,6 +28,7 @@ __all__ = [
     "Kind",
     "Number",
     "PathName",
+    "Services",
     "Table",
     "Text",
     "TextList",
@@ -192,6 +194,16 @@ class Table(Kind):
         if not all(name.strip() and equals for name, equals, _ in pairs):
             raise ValueError("must be name=value pairs, separated by commas")
         return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+class Services(Table):
+    """Options of host services by name, as `nex.hostservices.registry` reads them; JSON as text."""
+
+    def __init__(self) -> None:
+        super().__init__(of_texts=False)
+
+    def _read(self, value: Any) -> dict[str, Any]:
+        return read_options(super()._read(value))
 
 
 class AutostartEntry(Message, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from nex.drivers.base import Resources
 from nex.errors import ClaimsError, MessageError, RefusedError, SealError
 from nex.node.config import NodeConfig
+from nex.node.grants import check_bindings, check_system
 from nex.node.limits import SERVICES, check_count, workload_limits, workload_share
 from nex.protocol.agent import Limits
-from nex.protocol.control import DeployRequest, StopRequest
+from nex.protocol.control import Connections, DeployRequest, StopRequest
 from nex.protocol.subjects import MAX_TRIGGERS, collide, is_pattern, is_token
 from nex.security import claims as claims_of
 from nex.security.claims import Claims
-from nex.security.xkeys import CurveKey, open_environment
+from nex.security.xkeys import CurveKey, open_environment, open_text
 
 __all__ = ["ALWAYS_DENIED", "Order", "Rules", "Target", "check_hash", "check_order", "check_stop"]
 
@@ -42,7 +43,8 @@ class Rules:
 class Order:
     """A deploy that passed the checks.
 
-    ``share`` is what of its machine the workload gets; ``raw`` the request as received: its environment still sealed.
+    ``share`` is what of its machine the workload gets; ``raw`` the request as received: its environment still sealed;
+    ``connections`` the systems that it named, in clear.
     """
 
     namespace: str
@@ -51,6 +53,7 @@ class Order:
     share: Resources
     limits: Limits
     raw: bytes = field(repr=False)
+    connections: Connections = field(default_factory=Connections)
 
     @property
     def name(self) -> str:
@@ -101,12 +104,15 @@ def check_order(
     request = _decode(raw)
     _check_type(request, config)
     _check_triggers(request, config)
-    _check_connections(request)
+    _check_domain(request)
     _check_argv(request)
     try:
         open_environment(request.environment, rules.xkey, request.sender_public_key)
     except SealError as error:
         raise RefusedError(f"Failed to decrypt environment for deploy request: {error}") from None
+    connections = _connections(request, rules)
+    own = connections.host_services is not None  # then its credentials say what it may use
+    check_bindings(request.bindings, namespace, None if own else config.host_services.allow_bindings)
     claims = _claims(request, now)
     if config.valid_issuers and claims.issuer not in (*config.valid_issuers, own_issuer):
         raise RefusedError(f"invalid workload issuer: {claims.issuer}")
@@ -124,7 +130,15 @@ def check_order(
         start_s=config.agent_start_timeout_ms / 1000,
         max_payload=rules.max_payload,
     )
-    return Order(namespace=namespace, request=request, claims=claims, share=share, limits=limits, raw=raw)
+    return Order(
+        namespace=namespace,
+        request=request,
+        claims=claims,
+        share=share,
+        limits=limits,
+        raw=raw,
+        connections=connections,
+    )
 
 
 def check_hash(claimed: str, found: str, *, allow_unverified: bool) -> None:
@@ -173,13 +187,28 @@ def _check_triggers(request: DeployRequest, config: NodeConfig) -> None:
         raise RefusedError("at least one trigger subject is required for this workload type")
 
 
-def _check_connections(request: DeployRequest) -> None:
+def _check_domain(request: DeployRequest) -> None:
     if request.jsdomain and not is_token(request.jsdomain):  # it becomes a part of subjects that we publish to
         raise RefusedError(f"jsdomain {request.jsdomain!r} is no JetStream domain")
-    for name in ("trigger_connection", "host_services"):
-        connection = getattr(request, name)
-        if connection is not None and connection.nats_url:
-            raise RefusedError(f"{name} is not supported by this node")
+
+
+def _connections(request: DeployRequest, rules: Rules) -> Connections:
+    """The systems that a request names: sealed, or in the clear fields of 0.2, where an empty URL is none."""
+    sealed = Connections()
+    if request.sealed_connections:
+        try:
+            sealed = Connections.decode(open_text(request.sealed_connections, rules.xkey, request.sender_public_key))
+        except SealError as error:
+            raise RefusedError(f"Failed to decrypt connections for deploy request: {error}") from None
+        except MessageError:  # whose text might quote what was sealed
+            raise RefusedError("The sealed connections of the deploy request are damaged") from None
+    clear = [one if one and one.nats_url else None for one in (request.host_services, request.trigger_connection)]
+    found = Connections(host_services=sealed.host_services or clear[0], triggers=sealed.triggers or clear[1])
+    allowed = rules.config.host_services.allow_connections
+    for name, one in (("host_services", found.host_services), ("trigger_connection", found.triggers)):
+        if one is not None:
+            check_system(name, one, allowed)
+    return found
 
 
 def _check_target(target: str, node_id: str, verb: str) -> None:

@@ -18,7 +18,7 @@ from nex.errors import KeyFormatError, SealError
 from nex.security.base64text import decode_base64
 from nex.security.encoding import decode_public, decode_seed, encode_public, encode_seed
 
-__all__ = ["CurveKey", "open_environment", "seal_environment"]
+__all__ = ["CurveKey", "open_environment", "open_text", "seal_environment", "seal_text"]
 
 _VERSION = b"xkv1"
 _HEADER_BYTES = len(_VERSION) + crypto_box_NONCEBYTES
@@ -99,7 +99,29 @@ def seal_environment(env: Mapping[str, str], key: CurveKey, recipient: str) -> s
     except UnicodeEncodeError:
         # Not chained: it quotes the value.
         raise SealError("a name or value of the environment is not valid Unicode text") from None
-    return base64.b64encode(key.seal(plain, recipient)).decode()
+    return seal_text(plain, key, recipient)
+
+
+def seal_text(data: bytes, key: CurveKey, recipient: str) -> str:
+    """``data`` sealed for ``recipient``, as base64 text.
+
+    Raises:
+        SealError: ``recipient`` is no public curve key.
+    """
+    return base64.b64encode(key.seal(data, recipient)).decode()
+
+
+def open_text(text: str, key: CurveKey, sender: str) -> bytes:
+    """What ``sender`` sealed for ``key`` by `seal_text`.
+
+    Raises:
+        SealError: it cannot be opened.
+    """
+    try:
+        box = decode_base64(text)
+    except ValueError as error:
+        raise SealError(str(error)) from error
+    return key.open(box, sender)
 
 
 def open_environment(text: str, key: CurveKey, sender: str) -> dict[str, str]:
@@ -108,11 +130,7 @@ def open_environment(text: str, key: CurveKey, sender: str) -> dict[str, str]:
     Raises:
         SealError: it cannot be opened, or is not an object of strings. The text never holds what was inside.
     """
-    try:
-        box = decode_base64(text)
-    except ValueError as error:
-        raise SealError(str(error)) from error
-    plain = key.open(box, sender)
+    plain = open_text(text, key, sender)
     try:
         env = msgspec.json.decode(plain, type=dict[str, str | None] | None)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

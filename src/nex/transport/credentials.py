@@ -14,7 +14,7 @@ from nex.errors import KeyFormatError, UsageError
 from nex.security.keys import SigningKey
 from nex.transport.options import ConnectOptions
 
-__all__ = ["client_arguments", "needs_files"]
+__all__ = ["client_arguments", "needs_files", "read_creds"]
 
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\s*(\S+)\s*-+END NATS USER JWT-+")
 _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\s*(\S+)\s*-+END USER NKEY SEED-+")
@@ -29,6 +29,16 @@ class _User:
 
     def sign(self, nonce: str) -> bytes:
         return base64.b64encode(_key(self.seed).sign(nonce.encode()))
+
+
+def read_creds(path: Path) -> tuple[str, str]:
+    """The user JWT and the seed in a credentials file, as ``nsc`` writes it.
+
+    Raises:
+        UsageError: it cannot be read, or is none.
+    """
+    user = _parse_creds(path, _read(path))
+    return user.jwt, user.seed
 
 
 def needs_files(options: ConnectOptions) -> bool:

@@ -1,6 +1,6 @@
 import pytest
 
-from nex.client.pairs import is_pair, parse_environment
+from nex.client.pairs import is_pair, parse_bindings, parse_environment
 from nex.errors import UsageError
 
 
@@ -22,3 +22,16 @@ def test_what_is_no_pair_is_refused_and_not_repeated(bad: str) -> None:
     with pytest.raises(UsageError, match="argument 2 is not KEY=VALUE") as error:
         parse_environment(["A=1", bad])
     assert "s3cret" not in str(error.value)
+
+
+def test_bindings_are_read_by_kind_and_name() -> None:
+    assert parse_bindings(("kv:orders=ORDERS", "objectstore:files=A_b-1")) == {
+        "kv:orders": "ORDERS",
+        "objectstore:files": "A_b-1",
+    }
+
+
+@pytest.mark.parametrize("text", ["orders=ORDERS", "kv:orders", "kv:=A", "kv:a=", "stream:a=B", "kv:a=B.C"])
+def test_what_is_no_binding_is_told(text: str) -> None:
+    with pytest.raises(UsageError, match="KIND:NAME=BUCKET"):
+        parse_bindings((text,))

@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nex.errors import RefusedError
-from nex.node.config import NodeConfig, NodeLimits, WorkloadLimits
+from nex.node.config import HostServices, NodeConfig, NodeLimits, WorkloadLimits
 from nex.node.policy import Order, Rules, Target, check_hash, check_order, check_stop
-from nex.protocol.control import DeployRequest, NatsConnection, StopRequest
+from nex.protocol.control import Connections, DeployRequest, NatsConnection, StopRequest
 from nex.protocol.location import Location
 from nex.protocol.subjects import MAX_TRIGGERS
 from nex.security.claims import decode, sign_deploy, sign_stop
 from nex.security.keys import SigningKey
-from nex.security.xkeys import CurveKey, seal_environment
+from nex.security.xkeys import CurveKey, seal_environment, seal_text
 
 NOW = 1_800_000_000
 HASH = hashlib.sha256(b"artifact").hexdigest()
@@ -170,11 +170,88 @@ def test_a_function_needs_a_trigger_and_each_only_once() -> None:
     assert "twice" in refusal(request(trigger_subjects=("a", "a")))
 
 
-def test_what_the_node_does_not_do_is_refused_not_ignored() -> None:
-    other = NatsConnection(nats_url="nats://elsewhere", nats_user_seed="SU-SECRET")
+ELSEWHERE = NatsConnection(nats_url="nats://elsewhere", nats_user_seed="SU-SECRET")
+SEALED = seal_text(Connections(triggers=ELSEWHERE).encode(), SENDER, NODE.public)
+TRUSTING = HostServices(allow_connections=("elsewhere:4222",))
 
-    assert refusal(request(trigger_connection=other)) == "trigger_connection is not supported by this node"
-    assert refusal(request(host_services=other)) == "host_services is not supported by this node"
+
+@pytest.mark.parametrize(
+    ("asked", "name"),
+    [
+        ({"trigger_connection": ELSEWHERE}, "trigger_connection"),
+        ({"host_services": ELSEWHERE}, "host_services"),
+        ({"sealed_connections": SEALED}, "trigger_connection"),
+    ],
+)
+def test_another_system_is_used_where_the_node_allows_it(asked: dict[str, Any], name: str) -> None:
+    refused = refusal(request(**asked))
+    assert refused.startswith(f"{name} is at elsewhere:4222, to which this node makes no connections")
+    assert "allow_connections" in refused
+    taken = check(request(**asked), rules=rules(host_services=TRUSTING))
+    assert ELSEWHERE in (taken.connections.host_services, taken.connections.triggers)
+    assert "SECRET" not in repr(taken)
+
+
+def test_a_sealed_system_wins_over_one_in_the_clear() -> None:
+    clear = NatsConnection(nats_url="nats://clear")
+    both = request(sealed_connections=SEALED, trigger_connection=clear)
+    assert check(both, rules=rules(host_services=TRUSTING)).connections.triggers == ELSEWHERE
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [("", "nats_url is empty"), ("http://x", "is none"), ("nats://x:99999", "is none"), ("nats://", "is none")],
+)
+def test_a_system_that_is_none_is_refused(url: str, told: str) -> None:
+    sealed = seal_text(Connections(triggers=NatsConnection(nats_url=url)).encode(), SENDER, NODE.public)
+    trusting = rules(host_services=HostServices(allow_connections=("*",)))
+    assert told in refusal(request(sealed_connections=sealed), rules=trusting)
+
+
+def test_sealed_connections_that_cannot_be_opened_are_refused_without_their_text() -> None:
+    assert "Failed to decrypt connections" in refusal(request(sealed_connections="eA=="))
+    damaged = seal_text(b'{"triggers": "SECRET"}', SENDER, NODE.public)
+    refused = refusal(request(sealed_connections=damaged))
+    assert "damaged" in refused
+    assert "SECRET" not in refused
+
+
+def test_connections_of_0_2_without_a_url_are_none() -> None:
+    empty = NatsConnection(nats_user_seed="SU-SECRET")
+    assert check(request(host_services=empty, trigger_connection=empty)).connections == Connections()
+
+
+def test_bindings_are_for_the_default_namespace_unless_the_node_says_otherwise() -> None:
+    bound = request(bindings={"kv:orders": "ORDERS", "objectstore:files": "FILES"})
+    assert check(bound).request.bindings["kv:orders"] == "ORDERS"
+    assert "allow_bindings" in refusal(bound, namespace="tenant")
+    allowed = rules(host_services=HostServices(allow_bindings=("tenant/kv:ORD*", "tenant/objectstore:*")))
+    assert check(bound, namespace="tenant", rules=allowed)
+    assert "allow_bindings" in refusal(bound, namespace="default", rules=allowed)
+
+
+def test_with_credentials_of_its_own_a_workload_binds_what_these_allow() -> None:
+    system = NatsConnection(nats_url="nats://elsewhere")
+    bound = request(bindings={"kv:orders": "ORDERS"}, host_services=system)
+    assert check(bound, namespace="tenant", rules=rules(host_services=TRUSTING))
+
+
+@pytest.mark.parametrize(
+    ("bindings", "told"),
+    [
+        ({"orders": "ORDERS"}, "must be kv:NAME or objectstore:NAME"),
+        ({"kv:": "ORDERS"}, "must be kv:NAME"),
+        ({"kv:a.b": "ORDERS"}, "must be kv:NAME"),
+        ({"queue:a": "ORDERS"}, "must be kv:NAME"),
+        ({"kv:a": "A.B"}, "no bucket"),
+        ({"kv:a": ""}, "no bucket"),
+        ({"kv:a": "hs_default_other_kv"}, "another workload"),
+        ({"objectstore:a": "NEXCLIFILES"}, "belongs to Nex"),
+        ({f"kv:a{n}": "B" for n in range(65)}, "at most 64"),
+    ],
+)
+def test_bindings_that_are_none_or_of_others_are_refused(bindings: dict[str, str], told: str) -> None:
+    assert told in refusal(request(bindings=bindings))
 
 
 def test_a_constant_hash_is_taken_only_where_the_key_allows_it() -> None:

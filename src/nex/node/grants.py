@@ -1,0 +1,88 @@
+"""What a deploy may ask of host services: buckets it binds and systems it names. Pure checks of texts.
+
+A rule for bindings is ``NAMESPACE/KIND:BUCKET``, one for systems ``HOST`` or ``HOST:PORT``; ``*`` and ``?`` stand for
+any characters. What no rule allows is refused.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from urllib.parse import urlsplit
+
+from nex.errors import RefusedError
+from nex.protocol.control import NatsConnection
+
+__all__ = ["BINDABLE", "KINDS", "check_bindings", "check_system", "is_binding_rule", "is_system_rule"]
+
+KINDS = ("kv", "objectstore")
+"""What a binding is of."""
+BINDABLE = ("default/*",)
+"""Unless a node's configuration says otherwise: who shares one namespace shares its buckets."""
+
+_MOST = 64
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+_BUCKET = re.compile(r"[a-zA-Z0-9_-]{1,200}")
+_OURS = re.compile(r"hs_.*|NEX.*|nex_.*")
+_RULE = re.compile(r"[^/\s]+/(kv:|objectstore:)?[a-zA-Z0-9_*?-]+")
+_SYSTEM_RULE = re.compile(r"[a-zA-Z0-9*?.:\[\]-]+")
+_SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
+
+
+def is_binding_rule(text: str) -> bool:
+    """Whether a text is a rule for bindings."""
+    return _RULE.fullmatch(text) is not None
+
+
+def is_system_rule(text: str) -> bool:
+    """Whether a text is a rule for systems."""
+    return _SYSTEM_RULE.fullmatch(text) is not None
+
+
+def check_bindings(bindings: Mapping[str, str], namespace: str, rules: Iterable[str] | None) -> None:
+    """Refuse bindings that are none, or that no rule allows; None allows all that are of no other workload's own.
+
+    Raises:
+        RefusedError: with the binding and what is wrong with it.
+    """
+    if len(bindings) > _MOST:
+        raise RefusedError(f"A workload can have at most {_MOST} bindings")
+    for alias, bucket in bindings.items():
+        kind, _, name = alias.partition(":")
+        if kind not in KINDS or not _NAME.fullmatch(name):
+            raise RefusedError(f"The binding {alias!r} is none: it must be {' or '.join(f'{k}:NAME' for k in KINDS)}")
+        if not _BUCKET.fullmatch(bucket):
+            raise RefusedError(f"The binding {alias} is to {bucket!r}, which is no bucket")
+        if _OURS.fullmatch(bucket):
+            raise RefusedError(f"The binding {alias} is to {bucket}, which belongs to Nex or to another workload")
+        asked = f"{namespace}/{kind}:{bucket}"
+        if rules is not None and not any(fnmatchcase(asked, rule) for rule in rules):
+            raise RefusedError(
+                f"The binding {alias} to {bucket} is not allowed in namespace {namespace} on this node "
+                f"(host_services.allow_bindings)"
+            )
+
+
+def check_system(name: str, connection: NatsConnection, rules: Iterable[str]) -> None:
+    """Refuse a system that no rule allows.
+
+    Raises:
+        RefusedError: with what is wrong with it; its credentials are never in the text.
+    """
+    if not connection.nats_url:
+        raise RefusedError(f"{name} names no server: nats_url is empty")
+    if bool(connection.nats_user_jwt) and not connection.nats_user_seed:
+        raise RefusedError(f"{name} has a user JWT and no seed that goes with it")
+    for url in connection.nats_url.split(","):
+        try:
+            parts = urlsplit(url.strip())
+            host, port = parts.hostname, parts.port or 4222
+        except ValueError:
+            raise RefusedError(f"{name} has a nats_url that is none") from None
+        if parts.scheme not in _SCHEMES or not host:
+            raise RefusedError(f"{name} has a nats_url that is none")
+        if not any(fnmatchcase(host, rule) or fnmatchcase(f"{host}:{port}", rule) for rule in rules):
+            raise RefusedError(
+                f"{name} is at {host}:{port}, to which this node makes no connections (host_services.allow_connections)"
+            )
