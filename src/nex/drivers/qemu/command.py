@@ -17,7 +17,8 @@ BOARD_VERSION: Final = 1
 CONTROL_ID: Final = "control"
 """What events of the monitor call the port of the control stream."""
 
-_TRANSLATION_CACHE_MIB: Final = 32
+# Room for all that a deploy runs, some 60 MiB of it: when it is full, QEMU drops everything and translates it again.
+_TRANSLATION_CACHE_MIB: Final = 128
 # reboot=t and -no-reboot: a guest that restarts, or panics (panic=-1), ends its QEMU.
 _ARGUMENTS: Final = (
     "console=ttyS0 reboot=t panic=-1 quiet loglevel=1 random.trust_cpu=on cryptomgr.notests no_timer_check "

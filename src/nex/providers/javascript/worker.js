@@ -263,6 +263,7 @@ function reseed() {
 }
 
 async function main() {
+  setInterval(() => {}, 1 << 30); // an event loop with nothing to do would end us while a user's promise is pending
   let first = receive();
   if (first !== null && first.kind === WARM) {
     await warm();
@@ -282,7 +283,6 @@ async function main() {
     return;
   }
   send(READY, first.id, EMPTY, EMPTY);
-  setInterval(() => {}, 1 << 30); // an event loop with nothing to do would end us while a user's promise is pending
   const plain = Object.freeze({ headers: Object.freeze(Object.create(null)), env });
   let garbage = 0;
   for (let frame = receive(); frame !== null && frame.kind === CALL; frame = receive()) {
