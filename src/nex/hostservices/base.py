@@ -64,7 +64,8 @@ class Result:
     """The answer to a call.
 
     ``value`` must be JSON. ``rest``, if there is one, gives what comes after ``body``; it is closed (`aclose`) in the
-    end, whether it was read to its end or not.
+    end, whether it was read to its end or not. A generator that was never begun runs no ``finally``: one that holds
+    something from the start must have given a piece already.
     """
 
     value: Any = None

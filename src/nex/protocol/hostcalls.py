@@ -244,14 +244,18 @@ class HttpFetch(Call, frozen=True, kw_only=True, tag="http.fetch"):
 
 
 class StreamRead(Call, frozen=True, kw_only=True, tag="stream.read"):
-    """The next piece. After ``timeout_ms`` without one (0: the node's default) it is a ``timeout``: ask again."""
+    """The next piece; one without a value goes on with the one before it.
+
+    After ``timeout_ms`` without one (0: the node's default) it is a ``timeout`` that has ``stream``: ask again. Any
+    other error is the end of the stream.
+    """
 
     stream: Number
     timeout_ms: Milliseconds = 0
 
 
 class StreamWrite(Call, frozen=True, kw_only=True, tag="stream.write"):
-    """Body: one more piece; answered when there is room for the next."""
+    """Body: one more piece; answered when there is room for it. A ``timeout`` with ``stream``: write it again."""
 
     stream: Number
 

@@ -51,6 +51,8 @@ class Connection:
         self._last_failure = ""
         self._closing = False
         self._closed = asyncio.Event()
+        self.on_reconnect: set[Callable[[], None]] = set()
+        """Called, each from the loop, when there is a server again after there was none."""
 
     @classmethod
     async def open(
@@ -168,14 +170,24 @@ class Connection:
         window_s: float,
         first_only: bool = False,
         lull: Lull | None = None,
+        headers: Mapping[str, str] | None = None,
+        most: int = 0,
+        most_bytes: int = 0,
     ) -> list[Msg]:
         """Send one message and gather every answer that comes within ``window_s`` seconds, or before the ``lull``.
 
         Returns:
-            The answers in the order they came, empty at once if nobody listens; just one when ``first_only``.
+            The answers in the order they came, empty at once if nobody listens; just one when ``first_only``, at most
+            ``most``, and no more than have ``most_bytes`` together (0 is no bound).
         """
-        question = (subject, payload)
-        (answers,) = await self._requests.gather([question], window_s, first_only=first_only, lull=lull)
+        (answers,) = await self._requests.gather(
+            [(subject, payload)],
+            window_s,
+            lull=lull,
+            headers=headers,
+            most=1 if first_only else most,
+            most_bytes=most_bytes,
+        )
         return answers
 
     async def collect_all(
@@ -185,7 +197,7 @@ class Connection:
 
         So the answers to one tell how long to wait for those to another, to which nobody may have an answer.
         """
-        return await self._requests.gather(questions, window_s, first_only=False, lull=lull)
+        return await self._requests.gather(questions, window_s, lull=lull)
 
     def new_inbox(self) -> str:
         """A subject of our own for answers."""
@@ -404,6 +416,8 @@ class Connection:
 
     async def _on_reconnected(self) -> None:
         self._tell(f"reconnected to {self.url}")
+        for listener in tuple(self.on_reconnect):
+            listener()
 
     async def _on_closed(self) -> None:
         last = self._wire.last_error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -76,17 +77,24 @@ class Requests:
         return msg
 
     async def gather(
-        self, questions: Sequence[tuple[str, bytes]], window_s: float, *, first_only: bool, lull: Lull | None
+        self,
+        questions: Sequence[tuple[str, bytes]],
+        window_s: float,
+        *,
+        lull: Lull | None,
+        headers: Mapping[str, str] | None = None,
+        most: int = 0,
+        most_bytes: int = 0,
     ) -> list[list[Msg]]:
         """Send all questions, subject and payload, and gather the answers to each; see `Connection.collect_all`."""
-        gathering = _Gathering(len(questions), first_only=first_only, lull=lull)
+        gathering = _Gathering(len(questions), lull=lull, most=most, most_bytes=most_bytes)
         tokens = [
             self._open(_Question(subject, partial(gathering.take, number), gathering.fail))
             for number, (subject, _) in enumerate(questions)
         ]
         try:
             for token, (subject, payload) in zip(tokens, questions, strict=True):
-                self._wire.send(subject, payload, self._inbox + token, None)
+                self._wire.send(subject, payload, self._inbox + token, headers)
             async with asyncio.timeout(window_s):
                 await gathering.ended
         except TimeoutError:
@@ -127,14 +135,15 @@ class Requests:
 
 
 class _Gathering:
-    """The answers to some questions, until nobody is left who could answer."""
+    """The answers to some questions, until nobody is left who could answer, or there are enough; 0 is no bound."""
 
-    def __init__(self, count: int, *, first_only: bool, lull: Lull | None) -> None:
+    def __init__(self, count: int, *, lull: Lull | None, most: int, most_bytes: int) -> None:
         self.answers: list[list[Msg]] = [[] for _ in range(count)]
         self._loop = asyncio.get_running_loop()
         self.ended: asyncio.Future[None] = self._loop.create_future()
         self._heard = count  # how many of the questions reach anybody
-        self._first_only = first_only
+        self._left: float = most or math.inf
+        self._left_bytes: float = most_bytes or math.inf
         self._lull = lull
         self._lull_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -149,8 +158,11 @@ class _Gathering:
             if not self._heard:
                 self._end()
             return
-        self.answers[number].append(msg)
-        if self._first_only:
+        self._left -= 1
+        self._left_bytes -= _size(msg)
+        if self._left_bytes >= 0:
+            self.answers[number].append(msg)
+        if self._left <= 0 or self._left_bytes <= 0:
             self._end()
         elif self._lull is not None:
             self._lull_s = self._lull_s or self._lull.length_s(time.monotonic() - self._began)
@@ -170,3 +182,7 @@ class _Gathering:
     def _end(self) -> None:
         if not self.ended.done():
             self.ended.set_result(None)
+
+
+def _size(msg: Msg) -> int:
+    return len(msg.data) + sum(len(name) + len(value) for name, value in (msg.headers or {}).items())
