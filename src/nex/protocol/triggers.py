@@ -6,32 +6,66 @@ that has answered. An event that fails is delivered again, as `Delivery` says.
 
 from __future__ import annotations
 
+import hashlib
+import re
+from collections.abc import Iterable, Sequence
+from itertools import combinations
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-__all__ = ["Delivery", "KvTrigger", "ObjectTrigger", "ScheduleTrigger", "StreamTrigger", "Trigger"]
+from nex.errors import UsageError
+from nex.protocol.schedules import Cron, Every, Times, zone
+from nex.protocol.subjects import collide, is_pattern, is_subject
+
+__all__ = [
+    "MAX_EVENT_TRIGGERS",
+    "Delivery",
+    "KvTrigger",
+    "ObjectTrigger",
+    "ScheduleTrigger",
+    "StreamTrigger",
+    "Trigger",
+    "check_triggers",
+]
+
+MAX_EVENT_TRIGGERS = 32
+"""Triggers beside plain subjects that one function may have."""
 
 _Name = Annotated[str, Meta(min_length=1, max_length=255)]
 _Milliseconds = Annotated[int, Meta(ge=1, le=24 * 3600 * 1000)]
+_NAME = re.compile(r"[^\s.*>/\\\x00-\x1f\x7f]{1,255}")
+_BUCKET = re.compile(r"[a-zA-Z0-9_-]{1,200}")
+_KEYS = re.compile(r"[-/_=.a-zA-Z0-9*>]+")
+_UNFIT = re.compile(r"[^a-zA-Z0-9-]")
+_SHOWN = 40
+_LEAST_MS = 1000
 
 
 class _Trigger(
     msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", forbid_unknown_fields=True
 ):
-    pass
+    @property
+    def label(self) -> str:
+        """What reports and logs call it; no two of a workload have the same."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Raise a UsageError if there cannot be such a trigger."""
+        raise NotImplementedError
 
 
 class Delivery(_Trigger, frozen=True, kw_only=True):
     """How events of a JetStream stream reach a function.
 
     Attributes:
-        start: where a consumer that is new begins: with ``all`` that there is, or what is ``new``.
+        start: where a consumer that is new begins: with ``all`` that there is (of a bucket, the last of each key), or
+            what is ``new``.
         max_deliver: how often one event is tried.
         backoff_ms: pauses between its tries; the last one counts for all further tries.
         dead_letter: subject to which an event goes that failed every time, with headers that say why; empty is nowhere.
-        in_flight: events that may be under way at a time, over all nodes.
+        in_flight: events that may be under way, or wait for their next try, at a time and over all nodes.
         consumer: name of the durable consumer; empty is one made from the workload's namespace and name. Workloads with
             the same consumer share its events.
     """
@@ -43,6 +77,45 @@ class Delivery(_Trigger, frozen=True, kw_only=True):
     in_flight: Annotated[int, Meta(ge=1, le=4096)] = 16
     consumer: Annotated[str, Meta(max_length=128)] = ""
 
+    @property
+    def stream_name(self) -> str:
+        """The stream that the events are in."""
+        raise NotImplementedError
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """Those of the stream's subjects that are wanted; none are all."""
+        raise NotImplementedError
+
+    def _label(self, kind: str, name: str) -> str:
+        return f"{kind}:{name}/{self.consumer}" if self.consumer else f"{kind}:{name}"
+
+    def durable(self, namespace: str, name: str) -> str:
+        """The name of the durable consumer for that workload: never that of another's."""
+        if self.consumer:
+            return self.consumer
+        digest = hashlib.sha256(f"{namespace}\0{name}\0{self.label}".encode()).hexdigest()[:20]
+        return f"nex_{_UNFIT.sub('_', namespace)[:_SHOWN]}_{_UNFIT.sub('_', name)[:_SHOWN]}_{digest}"
+
+    def pause_ms(self, deliveries: int) -> int:
+        """How long to wait after that many tries have failed."""
+        return self.backoff_ms[min(deliveries, len(self.backoff_ms)) - 1]
+
+    def check(self) -> None:
+        """As `_Trigger.check`."""
+        if self.consumer and not _NAME.fullmatch(self.consumer):
+            raise UsageError(f"{self.consumer!r} is no name of a consumer")
+        if self.dead_letter and (not is_subject(self.dead_letter) or self.dead_letter.startswith(("$", "_INBOX."))):
+            raise UsageError(f"the dead letter subject {self.dead_letter!r} is none to publish to")
+        for subject in self.subjects:
+            if not is_pattern(subject):
+                raise UsageError(f"{self.label}: {subject!r} is no subject to subscribe to")
+            if self.dead_letter and collide(subject, self.dead_letter):
+                raise UsageError(f"{self.label}: the dead letter subject {self.dead_letter} would come back to it")
+        for one, other in combinations(self.subjects, 2):
+            if collide(one, other):
+                raise UsageError(f"{self.label}: its filters {one} and {other} overlap")
+
 
 class StreamTrigger(Delivery, frozen=True, kw_only=True, tag="stream"):
     """The messages of a stream, or those of its subjects that match one of ``filters``."""
@@ -52,8 +125,24 @@ class StreamTrigger(Delivery, frozen=True, kw_only=True, tag="stream"):
 
     @property
     def label(self) -> str:
-        """What reports and logs call it."""
-        return f"stream:{self.stream}"
+        """As `_Trigger.label`."""
+        return self._label("stream", self.stream)
+
+    @property
+    def stream_name(self) -> str:
+        """As `Delivery.stream_name`."""
+        return self.stream
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """As `Delivery.subjects`."""
+        return self.filters
+
+    def check(self) -> None:
+        """As `_Trigger.check`."""
+        if not _NAME.fullmatch(self.stream):
+            raise UsageError(f"{self.stream!r} is no name of a stream")
+        super().check()
 
 
 class KvTrigger(Delivery, frozen=True, kw_only=True, tag="kv"):
@@ -64,8 +153,26 @@ class KvTrigger(Delivery, frozen=True, kw_only=True, tag="kv"):
 
     @property
     def label(self) -> str:
-        """What reports and logs call it."""
-        return f"kv:{self.bucket}"
+        """As `_Trigger.label`."""
+        return self._label("kv", self.bucket)
+
+    @property
+    def stream_name(self) -> str:
+        """As `Delivery.stream_name`."""
+        return f"KV_{self.bucket}"
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """As `Delivery.subjects`."""
+        return tuple(f"$KV.{self.bucket}.{keys}" for keys in self.keys)
+
+    def check(self) -> None:
+        """As `_Trigger.check`."""
+        _check_bucket(self.bucket)
+        for keys in self.keys:
+            if not _KEYS.fullmatch(keys):
+                raise UsageError(f"{self.label}: {keys!r} matches no keys")
+        super().check()
 
 
 class ObjectTrigger(Delivery, frozen=True, kw_only=True, tag="object"):
@@ -75,8 +182,23 @@ class ObjectTrigger(Delivery, frozen=True, kw_only=True, tag="object"):
 
     @property
     def label(self) -> str:
-        """What reports and logs call it."""
-        return f"object:{self.bucket}"
+        """As `_Trigger.label`."""
+        return self._label("object", self.bucket)
+
+    @property
+    def stream_name(self) -> str:
+        """As `Delivery.stream_name`."""
+        return f"OBJ_{self.bucket}"
+
+    @property
+    def subjects(self) -> tuple[str, ...]:
+        """As `Delivery.subjects`."""
+        return (f"$O.{self.bucket}.M.>",)
+
+    def check(self) -> None:
+        """As `_Trigger.check`."""
+        _check_bucket(self.bucket)
+        super().check()
 
 
 class ScheduleTrigger(_Trigger, frozen=True, kw_only=True, tag="schedule"):
@@ -93,8 +215,52 @@ class ScheduleTrigger(_Trigger, frozen=True, kw_only=True, tag="schedule"):
 
     @property
     def label(self) -> str:
-        """What reports and logs call it."""
-        return f"cron:{self.cron}" if self.cron else f"every:{self.every_ms}ms"
+        """As `_Trigger.label`."""
+        if not self.cron:
+            return f"every:{self.every_ms}ms"
+        return f"cron:{self.cron}" if self.timezone == "UTC" else f"cron:{self.cron} {self.timezone}"
+
+    def check(self) -> None:
+        """As `_Trigger.check`."""
+        if bool(self.cron) == bool(self.every_ms):
+            raise UsageError("a schedule has either a cron expression or a number of milliseconds, one of the two")
+        if 0 < self.every_ms < _LEAST_MS:
+            raise UsageError(f"a schedule comes at most every {_LEAST_MS} ms, not every {self.every_ms} ms")
+        zone(self.timezone)
+        self.times("")
+
+    def times(self, whose: str) -> Times:
+        """When it is due. ``whose`` decides where in its step one of ``every_ms`` is, so that not all come at once."""
+        if self.cron:
+            return Cron(self.cron, self.timezone)
+        return Every(self.every_ms, int.from_bytes(hashlib.sha256(whose.encode()).digest()[:8]))
 
 
 Trigger = StreamTrigger | KvTrigger | ObjectTrigger | ScheduleTrigger
+
+
+def check_triggers(triggers: Sequence[Trigger], *, denied: Iterable[str] = ()) -> None:
+    """See whether a function can have these triggers. ``denied`` are subjects that none of them may be about.
+
+    Raises:
+        UsageError: it cannot; the text says why.
+    """
+    if len(triggers) > MAX_EVENT_TRIGGERS:
+        raise UsageError(f"a workload can have at most {MAX_EVENT_TRIGGERS} triggers beside its subjects")
+    for trigger in triggers:
+        trigger.check()
+    labels = [trigger.label for trigger in triggers]
+    if twice := next((label for label in labels if labels.count(label) > 1), ""):
+        raise UsageError(
+            f"the trigger {twice} is given twice", hint="one trigger can have several filters, or name its consumer"
+        )
+    for trigger in triggers:
+        if isinstance(trigger, Delivery):
+            for subject in trigger.subjects:
+                if any(collide(subject, pattern) for pattern in denied):
+                    raise UsageError(f"the trigger {trigger.label} overlaps with subject(s) in this node's deny list")
+
+
+def _check_bucket(name: str) -> None:
+    if not _BUCKET.fullmatch(name):
+        raise UsageError(f"{name!r} is no name of a bucket")

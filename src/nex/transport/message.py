@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from nex.errors import UsageError
 
-__all__ = ["DESCRIPTION", "STATUS", "Msg", "decode_headers", "encode_headers"]
+__all__ = ["DESCRIPTION", "STATUS", "Msg", "decode_headers", "encode_headers", "is_header_name"]
 
 STATUS = "Status"
 DESCRIPTION = "Description"
@@ -50,6 +50,11 @@ def decode_headers(block: bytes) -> dict[str, str] | None:
         if colon and (name := name.strip()):
             headers[name] = value.strip()
     return headers or None
+
+
+def is_header_name(name: str) -> bool:
+    """Whether a header that we send may be called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 def encode_headers(headers: Mapping[str, str]) -> bytes:
