@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
 
@@ -29,8 +30,17 @@ _WAITING_BYTES = 64 * 1024 * 1024
 _TEXT_CHARS = 300
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How the messages of one trigger come: answers go back on ``connection``, ``skip`` characters are the way here."""
+
+    connection: Connection
+    skip: int
+    tally: Tally
+
+
 class Calls:
-    """Serves the triggers of one function on ``connection``.
+    """Serves the triggers of one function, on as many connections as they are heard on.
 
     ``report`` takes encoded `CallReport`s. ``on_bug`` hears of what a function's provider should not have raised.
     """
@@ -39,17 +49,15 @@ class Calls:
         self,
         function: Function,
         limits: Limits,
-        connection: Connection,
         *,
         report: Callable[[bytes], None],
         on_bug: Callable[[str, BaseException], None],
     ) -> None:
         self._call = function.call
         self._limits = limits
-        self._connection = connection
         self._report = report
         self._on_bug = on_bug
-        self._waiting: deque[tuple[Msg, int, Tally]] = deque()
+        self._waiting: deque[tuple[Msg, _Way]] = deque()
         self._waiting_bytes = 0
         self._idle: list[asyncio.Future[None]] = []
         self._runners = TaskOwner("agent.calls", on_bug)
@@ -58,30 +66,30 @@ class Calls:
         self._quiet: asyncio.Event = asyncio.Event()
         self._quiet.set()
         self._interests: list[Interest] = []
-        self._tallies: list[Tally] = []
+        self._ways: list[_Way] = []
 
-    async def open(self, subscriptions: tuple[Subscription, ...]) -> None:
-        """Subscribe to every trigger; the server knows of us when this returns.
+    async def open(self, connection: Connection, subscriptions: tuple[Subscription, ...]) -> None:
+        """Subscribe to these triggers on ``connection``; the server knows of us when this returns.
 
         Raises:
             RefusedError, UnreachableError, UsageError: as `Connection.subscribe`; `aclose` cleans up.
         """
         for one in subscriptions:
-            tally = Tally(one.trigger, self._report)
-            self._tallies.append(tally)
-            arrived = partial(self._arrived, one.skip, tally)
-            self._interests.append(await self._connection.subscribe_direct(one.subject, arrived, queue=one.queue))
+            way = _Way(connection, one.skip, Tally(one.trigger, self._report))
+            self._ways.append(way)
+            arrived = partial(self._arrived, way)
+            self._interests.append(await connection.subscribe_direct(one.subject, arrived, queue=one.queue))
 
-    def _arrived(self, skip: int, tally: Tally, msg: Msg) -> None:
+    def _arrived(self, way: _Way, msg: Msg) -> None:
         if not may_answer(msg.reply):
-            tally.failed("the answer is wanted where the system listens")
+            way.tally.failed("the answer is wanted where the system listens")
             return
         waiting, limits = self._waiting, self._limits
         here = len(waiting) + self._busy
         if here >= limits.parallel + limits.queue or (waiting and self._waiting_bytes > _WAITING_BYTES):
-            self._fail(msg, tally, CallOverloaded(here - limits.parallel))
+            self._fail(msg, way, CallOverloaded(here - limits.parallel))
             return
-        waiting.append((msg, skip, tally))
+        waiting.append((msg, way))
         self._waiting_bytes += len(msg.data)
         if self._idle:
             self._idle.pop().set_result(None)
@@ -96,54 +104,49 @@ class Calls:
                 wake = loop.create_future()
                 idle.append(wake)
                 await wake
-            msg, skip, tally = waiting.popleft()
+            msg, way = waiting.popleft()
             self._waiting_bytes -= len(msg.data)
             self._busy += 1
             try:
-                await self._answer(msg, skip, tally)
+                await self._answer(msg, way)
             finally:
                 self._busy -= 1
                 if not self._busy and not waiting:
                     self._quiet.set()
 
-    async def _answer(self, msg: Msg, skip: int, tally: Tally) -> None:
+    async def _answer(self, msg: Msg, way: _Way) -> None:
         began = perf_counter_ns()
         try:
-            result = await self._call(Invocation(msg.subject[skip:], msg.data, msg.headers))
+            result = await self._call(Invocation(msg.subject[way.skip :], msg.data, msg.headers))
             if msg.reply:
                 more = self._busy > self._limits.parallel  # others stand behind: their answers may leave with this one
-                self._connection.publish_soon(msg.reply, result.payload, headers=result.headers, patient=more)
+                way.connection.publish_soon(msg.reply, result.payload, headers=result.headers, patient=more)
         except CallError as error:
-            self._fail(msg, tally, error)
+            self._fail(msg, way, error)
         except UsageError as error:  # of `publish_soon`: what the function answered cannot be a message
-            self._fail(msg, tally, self._unsendable(error))
+            self._fail(msg, way, _unsendable(error, way.connection))
         except UnreachableError as error:  # nobody to answer to
-            tally.failed(str(error))
+            way.tally.failed(str(error))
         except asyncio.CancelledError as error:
-            self._fail(msg, tally, CallFailed("the function was stopped"))
+            self._fail(msg, way, CallFailed("the function was stopped"))
             if (task := asyncio.current_task()) is None or task.cancelling():
                 raise
             self._on_bug("call", error)
         except Exception as error:  # noqa: BLE001 - a provider's fault fails this call, not the agent
             self._on_bug("call", error)
-            self._fail(msg, tally, CallFailed("the function could not be run"))
+            self._fail(msg, way, CallFailed("the function could not be run"))
         else:
-            tally.succeeded(perf_counter_ns() - began)
+            way.tally.succeeded(perf_counter_ns() - began)
 
-    def _unsendable(self, error: UsageError) -> CallError:
-        if "limit" in str(error):
-            return CallTooLarge(self._connection.max_payload)
-        return CallFailed(f"the function's answer cannot be sent: {error}")
-
-    def _fail(self, msg: Msg, tally: Tally, error: CallError) -> None:
+    def _fail(self, msg: Msg, way: _Way, error: CallError) -> None:
         text = "".join(c if c.isprintable() else " " for c in str(error)[:_TEXT_CHARS])
-        tally.failed(text)
+        way.tally.failed(text)
         if msg.reply:
             headers = {ERROR_HEADER: text, ERROR_CODE_HEADER: str(error.status)}
             try:
-                self._connection.publish_soon(msg.reply, headers=headers)
+                way.connection.publish_soon(msg.reply, headers=headers)
             except (UnreachableError, UsageError) as unsent:  # a reply subject that is none, or nobody is there
-                tally.failed(str(unsent))
+                way.tally.failed(str(unsent))
 
     async def drain(self, grace_s: float) -> None:
         """Take no new calls, and let those that have come finish for up to ``grace_s`` seconds."""
@@ -160,8 +163,14 @@ class Calls:
         for interest in self._interests:
             await interest.unsubscribe()
         while self._waiting:
-            msg, _, tally = self._waiting.popleft()
-            self._fail(msg, tally, CallFailed("the function was stopped"))
+            msg, way = self._waiting.popleft()
+            self._fail(msg, way, CallFailed("the function was stopped"))
         await self._runners.aclose()
-        for tally in self._tallies:
-            tally.flush()
+        for way in self._ways:
+            way.tally.flush()
+
+
+def _unsendable(error: UsageError, connection: Connection) -> CallError:
+    if "limit" in str(error):
+        return CallTooLarge(connection.max_payload)
+    return CallFailed(f"the function's answer cannot be sent: {error}")

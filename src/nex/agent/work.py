@@ -136,11 +136,11 @@ class Work:
         self._calls = Calls(
             function,
             request.limits,
-            connection,
             report=lambda report: self._send(subject, report),
             on_bug=self._on_bug,
         )
-        await self._calls.open(request.subscriptions)
+        await self._calls.open(connection, request.subscriptions)
+        await self._calls.open(self._connection, request.events)
 
     async def _watch_data(self, connection: Connection) -> None:
         await connection.wait_closed()

@@ -168,6 +168,8 @@ class StartRequest(Message, frozen=True):
     subscriptions: tuple[Subscription, ...] = ()
     data: Credentials | None = None
     """Where the subscriptions are made, if not on the agent's own connection (a joined public system)."""
+    events: tuple[Subscription, ...] = ()
+    """Triggers whose messages the node itself brings: subscribed to on the agent's own connection."""
 
 
 class StartReply(Message, frozen=True):
