@@ -40,8 +40,13 @@ def make_engine() -> wasmtime.Engine:
     return wasmtime.Engine(config)
 
 
-def compile_module(engine: wasmtime.Engine, data: bytes, memory_bytes: int) -> bytes:
+def compile_module(linker: wasmtime.Linker, data: bytes, memory_bytes: int) -> bytes:
     """Check and compile a module; the result is native code, to be loaded by `WasmProgram` on this host.
+
+    Args:
+        linker: has all that it may import.
+        data: the module.
+        memory_bytes: the most memory it may use.
 
     Raises:
         ValueError: it is no module that could run here; the text says why.
@@ -51,13 +56,13 @@ def compile_module(engine: wasmtime.Engine, data: bytes, memory_bytes: int) -> b
     if data[4:8] == b"\x0d\0\1\0":
         raise ValueError("the artifact is a WebAssembly component; a function must be a core module (WASI preview 1)")
     try:
-        module = wasmtime.Module(engine, data)
+        module = wasmtime.Module(linker.engine, data)
     except wasmtime.WasmtimeError as error:
         too_large = "pooling allocator" in str(error)
         what = "module asks for too much" if too_large else "artifact is no valid WebAssembly module"
         raise ValueError(f"the {what}: {_root_cause(error)}") from error
     _check_exports(module, memory_bytes)
-    _check_imports(engine, module)
+    _check_imports(linker, module)
     return bytes(module.serialize())
 
 
@@ -78,13 +83,13 @@ def _check_exports(module: wasmtime.Module, memory_bytes: int) -> None:
         raise ValueError(f"the module needs at least {least} bytes of memory; its limit is {memory_bytes}")
 
 
-def _check_imports(engine: wasmtime.Engine, module: wasmtime.Module) -> None:
-    linker = wasmtime.Linker(engine)
-    linker.define_wasi()
+def _check_imports(linker: wasmtime.Linker, module: wasmtime.Module) -> None:
     try:
         linker.instantiate_pre(module)
     except wasmtime.WasmtimeError as error:
-        raise ValueError(f"the module imports what a function is not given: {_root_cause(error)}") from error
+        which, cause = str(error).splitlines()[0].strip(), _root_cause(error)
+        text = which if cause in which else f"{which}: {cause}"
+        raise ValueError(f"the module imports what a function is not given: {text}") from error
 
 
 def _root_cause(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 This stands on the C interface that the wasmtime package ships (``wasmtime._ffi``) where the package's own classes
 convert every value one by one: a call is as short as the conversions would be long. WASI comes from wasmtime, but for
-reading standard input and writing standard output and error, which are ours: bytes in memory, of bounded size.
+reading standard input and writing standard output and error, which are ours: bytes in memory, of bounded size. What a
+module asks of its node is in `nex.providers.wasm_host`; one that imports nothing of it pays nothing for it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import wasmtime
 from wasmtime import _ffi as ffi
 
+from nex.providers.wasm_host import IMPORTS, MODULE, Ask, HostFunctions, MemoryFault
 from nex.providers.wasm_module import TABLE_ELEMENTS, TABLES
 
 __all__ = ["OutputTooLarge", "ProgramFailed", "WasmProgram"]
@@ -24,14 +26,18 @@ __all__ = ["OutputTooLarge", "ProgramFailed", "WasmProgram"]
 _EBADF = (8).to_bytes(4, "little")
 _EFAULT = (21).to_bytes(4, "little")
 _SUCCESS = bytes(4)
-_WASI = b"wasi_snapshot_preview1"
+_WASI = "wasi_snapshot_preview1"
+_WASI_TYPES = ("i32",) * 4, "i32"
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
-# Four i32 arguments, each in a slot as wide as the largest value (16 bytes).
+# Four i32 arguments, each in a slot as wide as the largest value.
+_SLOT_BYTES = 16
 _FOUR_I32 = struct.Struct("<I12xI12xI12xI12x")
 _HostCall = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 _NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
+_TYPES = {"i32": wasmtime.ValType.i32, "i64": wasmtime.ValType.i64}
 _VECTOR = struct.Struct("<II")
 _STDERR_BYTES = 65536
+_MOST_RESULT_BYTES = 1 << 30  # sizes are signed in WebAssembly
 _memory_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
     ("wasmtime_memory_data", ffi.dll)
 )
@@ -75,8 +81,9 @@ class WasmProgram:
         self._linker = wasmtime.Linker(engine)
         self._linker.allow_shadowing = True
         self._linker.define_wasi()
-        self._define(b"fd_read", self._fd_read)
-        self._define(b"fd_write", self._fd_write)
+        self._define(_WASI, "fd_read", *_WASI_TYPES, self._fd_read)
+        self._define(_WASI, "fd_write", *_WASI_TYPES, self._fd_write)
+        self._define_host()
         self._instance = ffi.wasmtime_instance_t()
         self._memory_item = ffi.wasmtime_extern_t()  # `_memory` looks into it
         self._start_item = ffi.wasmtime_extern_t()
@@ -89,6 +96,15 @@ class WasmProgram:
         self._read = 0
         self._output: list[bytes] = []
         self._written = 0
+        self._host: HostFunctions | None = None
+        self._functions: dict[str, Callable[[bytes], bytes]] = {}
+        self._failure: BaseException | None = None
+        self.reply_headers = b""
+
+    @property
+    def linker(self) -> wasmtime.Linker:
+        """All that a module may import."""
+        return self._linker
 
     def load(
         self,
@@ -98,6 +114,7 @@ class WasmProgram:
         memory_bytes: int,
         output_bytes: int,
         on_stderr: Callable[[bytes], None],
+        ask: Ask,
     ) -> None:
         """Have the module that `run` runs.
 
@@ -107,12 +124,16 @@ class WasmProgram:
             memory_bytes: the most memory one run may use.
             output_bytes: the most one run may write to its standard output.
             on_stderr: gets what a run writes to its standard error, as it comes.
+            ask: makes its host calls.
         """
         self._memory_bytes = memory_bytes
         self._output_bytes = output_bytes
         self._on_stderr = on_stderr
         self._environment = _Pairs(environment)
         module = wasmtime.Module.deserialize_file(self._engine, str(code))
+        uses_host = any(what.module == MODULE for what in module.imports)
+        self._host = HostFunctions(self, ask, min(memory_bytes, _MOST_RESULT_BYTES)) if uses_host else None
+        self._functions = {name: self._host.function(name) for name in IMPORTS} if self._host is not None else {}
         self._pre = self._linker.instantiate_pre(module)
         self._pre_pointer = self._pre.ptr()
         self._is_fresh = False
@@ -129,13 +150,22 @@ class WasmProgram:
         ffi.wasmtime_store_limiter(self._store, self._memory_bytes, TABLE_ELEMENTS, 1, TABLES, 1)
         self._is_fresh = True
 
-    def run(self, arguments: Sequence[bytes], stdin: bytes, variables: Mapping[str, str] | None = None) -> bytes:
+    def run(
+        self,
+        arguments: Sequence[bytes],
+        stdin: bytes,
+        variables: Mapping[str, str] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> bytes:
         """Run the module's ``_start`` once; what it wrote to standard output. Then, when there is time, `refresh`.
+
+        The headers that it gave its reply are in ``reply_headers`` then, as JSON; empty if it gave none.
 
         Args:
             arguments: argv, from the program's name on.
             stdin: all of standard input.
             variables: more environment variables; the program's own win.
+            headers: of the message.
 
         Raises:
             ProgramFailed: it trapped or exited with another code than 0.
@@ -147,8 +177,20 @@ class WasmProgram:
         self.refresh()
         self._is_fresh = False
         self._set_wasi(self._context, arguments, variables)
-        self._start(self._context)
+        if self._host is None:
+            self._start(self._context)
+        else:
+            self._start_with_host(self._host, headers or {})
         return b"".join(self._output)
+
+    def _start_with_host(self, host: HostFunctions, headers: Mapping[str, str]) -> None:
+        host.begin(headers)
+        try:
+            self._start(self._context)
+        finally:
+            if self._failure is not None:  # of ours: no answer could be true any more
+                raise self._failure
+            self.reply_headers = host.end()
 
     def _set_wasi(self, context: Any, arguments: Sequence[bytes], variables: Mapping[str, str] | None) -> None:
         wasi = ffi.wasi_config_new()
@@ -194,27 +236,53 @@ class WasmProgram:
             return ""
         return f"; it had used {used / 2**20:.1f} MiB of the {self._memory_bytes / 2**20:g} MiB of memory it may use"
 
-    def _define(self, name: bytes, function: Callable[[int], bytes | None]) -> None:
-        """Put a host function of four i32 and one result in the place of wasmtime's own."""
+    def _define(
+        self, module: str, name: str, parameters: Sequence[str], result: str, function: Callable[[int], bytes | None]
+    ) -> None:
+        """Have a host function, which gets the address of its parameters; it replaces wasmtime's own."""
 
         def call(_data: int, caller: int, values: int, _count: int) -> int:
             if self._memory is None:  # called while the instance is being made
                 self._memory = _memory_of(caller)
-            result = function(values)
-            if result is None:
-                return ctypes.cast(ffi.wasmtime_trap_new(b"too much output", 15), ctypes.c_void_p).value or 0
-            memmove(values, result, 4)
+            given = function(values)
+            if given is None:
+                return _trap(b"too much output")
+            memmove(values, given, len(given))
             return 0
 
-        callback = _HostCall(call)
+        self._link(module, name, parameters, result, _HostCall(call))
+
+    def _define_host(self) -> None:
+        """Have the functions of the module ``nex``: what is behind each is found when a program is loaded."""
+        for name, what in IMPORTS.items():
+            self._link(MODULE, name, what.types, what.result_type, _HostCall(self._host_call(name, len(what.types))))
+
+    def _host_call(self, name: str, count: int) -> Callable[[int, int, int, int], int]:
+        size = count * _SLOT_BYTES
+
+        def call(_data: int, caller: int, values: int, _count: int) -> int:
+            if self._memory is None:
+                self._memory = _memory_of(caller)
+            try:
+                given = self._functions[name](string_at(values, size))
+            except MemoryFault as fault:
+                return _trap(f"{MODULE}.{name}: {fault}".encode())
+            except BaseException as error:  # noqa: BLE001 - it cannot pass through the engine: `run` raises it
+                self._failure = error
+                return _trap(b"the host failed")
+            memmove(values, given, len(given))
+            return 0
+
+        return call
+
+    def _link(self, module: str, name: str, parameters: Sequence[str], result: str, callback: Any) -> None:
         self._callbacks.append(callback)
-        i32 = wasmtime.ValType.i32()
-        kind = wasmtime.FuncType([i32] * 4, [i32])
+        kind = wasmtime.FuncType([_TYPES[each]() for each in parameters], [_TYPES[result]()])
         error = ffi.wasmtime_linker_define_func_unchecked(
             self._linker.ptr(),
-            _WASI,
-            len(_WASI),
-            name,
+            module.encode(),
+            len(module),
+            name.encode(),
             len(name),
             kind.ptr(),
             ctypes.cast(callback, ffi.wasmtime_func_unchecked_callback_t),
@@ -223,6 +291,20 @@ class WasmProgram:
         )
         if bool(error):
             raise wasmtime.WasmtimeError._from_ptr(error)  # noqa: SLF001 - as the package itself does
+
+    def read(self, at: int, size: int) -> bytes:
+        """Bytes of the memory of the instance that runs; `MemoryFault` if they are outside."""
+        return string_at(self._place(at, size), size)
+
+    def write(self, at: int, size: int, data: bytes) -> None:
+        """Put ``data`` into a space of that memory, as far as it fits; `MemoryFault` if the space is outside."""
+        memmove(self._place(at, size), data, min(size, len(data)))
+
+    def _place(self, at: int, size: int) -> int:
+        base, most = self._view()
+        if at + size > most:
+            raise MemoryFault(f"{size} bytes at {at} are not in the memory of {most} bytes")
+        return base + at
 
     def _view(self) -> tuple[int, int]:
         """Where the memory of the instance lies now, and its size."""
@@ -272,6 +354,11 @@ class WasmProgram:
             self._output.append(string_at(base + at, length))
         memmove(base + total_at, total.to_bytes(4, "little"), 4)
         return _SUCCESS
+
+
+def _trap(text: bytes) -> int:
+    """What a host function returns to end the run."""
+    return ctypes.cast(ffi.wasmtime_trap_new(text, len(text)), ctypes.c_void_p).value or 0
 
 
 class _Pairs:

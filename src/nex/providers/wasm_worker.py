@@ -7,12 +7,12 @@ import os
 import re
 import resource
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
 
 import msgspec
-import wasmtime
 
 from nex.protocol.agent import Limits
 from nex.providers.frames import Frame, FrameReader, Kind, encode
@@ -36,21 +36,19 @@ def prepare() -> None:
 
 
 @cache
-def _engine() -> wasmtime.Engine:
-    return make_engine()
-
-
-@cache
 def _program() -> WasmProgram:
-    return WasmProgram(_engine())
+    return WasmProgram(make_engine())
 
 
 def compile_artifact(sock: socket.socket, artifact: Path, code: Path, limits: Limits) -> None:
     """Compile the module in ``artifact`` into the file ``code``; says READY or, with the reason, FAILED."""
     with sock:
-        frame = _receive(sock, FrameReader(_FRAME_BYTES))[0]
+        agent = _Agent(sock)
+        frame = agent.next()
+        if frame is None:
+            return
         try:
-            native = compile_module(_engine(), artifact.read_bytes(), limits.memory_bytes)
+            native = compile_module(_program().linker, artifact.read_bytes(), limits.memory_bytes)
             _write_private(code, native)
         except ValueError as error:
             sock.sendall(encode(Kind.FAILED, frame.id, str(error).encode()))
@@ -58,7 +56,7 @@ def compile_artifact(sock: socket.socket, artifact: Path, code: Path, limits: Li
             sock.sendall(encode(Kind.FAILED, frame.id, f"the artifact cannot be compiled: {error.strerror}".encode()))
         else:
             sock.sendall(encode(Kind.READY, frame.id))
-        _receive(sock, FrameReader(_FRAME_BYTES))  # until the other side has closed
+        agent.next()  # until the other side has closed
 
 
 def serve(sock: socket.socket, code: Path, environment: Mapping[str, str], limits: Limits) -> None:
@@ -66,6 +64,7 @@ def serve(sock: socket.socket, code: Path, environment: Mapping[str, str], limit
     gc.freeze()
     _limit_memory(limits)
     log = _Lines(lambda text: sock.sendall(encode(Kind.LOG, 0, b"ERROR", text)))
+    agent = _Agent(sock)
     program = _program()
     program.load(
         code,
@@ -73,14 +72,13 @@ def serve(sock: socket.socket, code: Path, environment: Mapping[str, str], limit
         memory_bytes=limits.memory_bytes,
         output_bytes=limits.result_bytes,
         on_stderr=log.write,
+        ask=agent.ask,
     )
-    reader = FrameReader(_FRAME_BYTES)
-    while frames := _receive(sock, reader):
-        for frame in frames:
-            answer = encode(Kind.READY, frame.id) if frame.kind == Kind.LOAD else _call(program, frame)
-            log.flush()
-            sock.sendall(answer)
-            program.refresh()
+    while (frame := agent.next()) is not None:
+        answer = encode(Kind.READY, frame.id) if frame.kind == Kind.LOAD else _call(program, frame)
+        log.flush()
+        sock.sendall(answer)
+        program.refresh()
 
 
 def header_variables(headers: Mapping[str, str]) -> dict[str, str]:
@@ -94,22 +92,45 @@ def header_variables(headers: Mapping[str, str]) -> dict[str, str]:
 
 def _call(program: WasmProgram, frame: Frame) -> bytes:
     subject, _, headers = frame.head.partition(b"\0")
-    variables = header_variables(_decode_headers(headers)) if headers else None
+    given = _decode_headers(headers) if headers else None
+    variables = header_variables(given) if given else None
     try:
-        output = program.run((_PROGRAM_NAME, subject), frame.body, variables)
+        output = program.run((_PROGRAM_NAME, subject), frame.body, variables, given)
     except ProgramFailed as error:
         return encode(Kind.FAILED, frame.id, str(error).encode(), error.detail.encode())
     except OutputTooLarge:
         return encode(Kind.TOO_LARGE, frame.id)
-    return encode(Kind.RESULT, frame.id, b"", output)
+    return encode(Kind.RESULT, frame.id, program.reply_headers, output)
 
 
-def _receive(sock: socket.socket, reader: FrameReader) -> list[Frame]:
-    """The next frames, at least one; none when the other side has closed."""
-    while data := sock.recv(_READ_BYTES):
-        if frames := reader.feed(data):
-            return frames
-    return []
+class _Agent:
+    """The other side: it sends frames in turn, and answers to our host calls between them."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._reader = FrameReader(_FRAME_BYTES)
+        self._frames: deque[Frame] = deque()
+        self._calls = 0
+
+    def next(self) -> Frame | None:
+        """The next frame; None when the other side has closed."""
+        while not self._frames:
+            if not (data := self._sock.recv(_READ_BYTES)):
+                return None
+            self._frames.extend(self._reader.feed(data))
+        return self._frames.popleft()
+
+    def ask(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
+        """Make a host call and wait for its answer; what comes before it is for later."""
+        self._calls = call = (self._calls + 1) & 0xFFFFFFFF
+        self._sock.sendall(encode(Kind.HOST_CALL, call, head, body))
+        later, self._frames = self._frames, deque()
+        while (frame := self.next()) is not None:
+            if frame.kind == Kind.HOST_ANSWER and frame.id == call:
+                self._frames.extendleft(reversed(later))
+                return frame.head, frame.body
+            later.append(frame)
+        raise SystemExit  # nobody waits for us any more
 
 
 def _write_private(path: Path, data: bytes) -> None:
