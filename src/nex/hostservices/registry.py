@@ -8,10 +8,13 @@ from typing import Any
 import msgspec
 
 from nex.hostservices.base import HostService
+from nex.hostservices.messaging import MessagingOptions, MessagingService
 
 __all__ = ["defaults", "make", "read_options"]
 
-_SERVICES: dict[str, tuple[type[Any], type[Any]]] = {}
+_SERVICES: dict[str, tuple[type[Any], type[Any]]] = {
+    "messaging": (MessagingService, MessagingOptions),
+}
 """By name: the service, and the struct of its options, all of which have defaults."""
 
 

@@ -38,6 +38,7 @@ M = TypeVar("M", bound=Message)
 _PIECE_LIMIT_BYTES = 1024 * 1024
 _PIECES_UNDER_WAY = 32
 _MESSAGES_PER_S = 2000
+_HOST_CALLS_PER_S = 100_000  # far more than are answered: a bound to what a broken agent costs
 _LINES_PER_S = 4000
 _COMPLAINTS_PER_S = 5
 _STOP_SLACK_S = 15.0  # an emulated machine on a busy host takes some; the node kills it in the end
@@ -55,6 +56,9 @@ class Tenant(Protocol):
 
     def heard_exit(self, link: AgentLink, exited: ServiceExit) -> None:
         """The service ended by itself."""
+
+    def heard_host_call(self, link: AgentLink, msg: Msg) -> None:
+        """The workload asks for a host service; whoever hears it answers to ``msg.reply``."""
 
     def heard_lost(self, link: AgentLink) -> None:
         """The machine is gone."""
@@ -82,6 +86,7 @@ class AgentLink:
         self._tenant: Tenant | None = None
         self._artifact: Path | None = None
         self._messages = Allowance(_MESSAGES_PER_S)
+        self._host_calls = Allowance(_HOST_CALLS_PER_S)
         self._lines = Allowance(_LINES_PER_S)
         self._complaints = Allowance(_COMPLAINTS_PER_S)
         self._inbox = f"{inbox_prefix(machine.id)}."
@@ -95,7 +100,7 @@ class AgentLink:
 
     def heard(self, verb: str, msg: Msg, now: float) -> None:
         """One message of the agent, at ``now`` seconds of the loop's clock."""
-        if not self._messages.take(1, now):
+        if not (self._host_calls if verb == "rpc" else self._messages).take(1, now):
             return
         # The server lets an agent ask for its answer anywhere: we must not speak to another agent in its place.
         if msg.reply and not msg.reply.startswith(self._inbox):
@@ -117,6 +122,9 @@ class AgentLink:
             self._heard_artifact(msg)
         elif self._tenant is None:
             return
+        elif verb == "rpc":
+            if msg.reply:
+                self._tenant.heard_host_call(self, msg)
         elif verb == "log":
             self._heard_log(self._tenant, LogBatch.decode(msg.data), now)
         elif verb == "calls":
@@ -156,6 +164,13 @@ class AgentLink:
             _log.warn("artifact_piece_lost", f"a machine did not get its artifact: {error}", machine=self.id)
         finally:
             self._pieces -= 1
+
+    def answer(self, msg: Msg, payload: bytes) -> None:
+        """Answer what the agent asked; if that cannot be sent, it hears nothing, as if the node had gone."""
+        try:
+            self._connection.publish_soon(msg.reply, payload)
+        except NexError as error:
+            _log.debug("answer_lost", f"an answer to a machine could not be sent: {error}", machine=self.id)
 
     # What the agent is asked
 

@@ -10,8 +10,10 @@ from nex.node.config import NodeConfig
 from nex.node.leaf import LeafLink
 from nex.node.machines import MachinePool
 from nex.node.plane import Plane
-from nex.node.policy import Order
+from nex.node.policy import ALWAYS_DENIED, Order
 from nex.node.publisher import Publisher
+from nex.node.services import Services
+from nex.node.sources.sources import subscriptions as events
 from nex.node.state import State
 from nex.node.triggers import Bridge, Route
 from nex.protocol.agent import StartRequest, Subscription
@@ -33,7 +35,13 @@ class Means:
     artifacts: Artifacts
     bridge: Bridge
     publisher: Publisher
+    services: Services
     leaf: LeafLink | None
+
+    @property
+    def denied(self) -> tuple[str, ...]:
+        """Subjects that no trigger may be about."""
+        return (*ALWAYS_DENIED, *self.config.deny_trigger_subjects)
 
 
 def start_request(
@@ -73,4 +81,5 @@ def start_request(
         limits=order.limits,
         subscriptions=subscriptions,
         data=data,
+        events=events(link.id, len(triggers), request.triggers),
     )

@@ -25,6 +25,7 @@ from nex.node.means import Means
 from nex.node.plane import Plane
 from nex.node.policy import ALWAYS_DENIED, Rules
 from nex.node.publisher import Publisher
+from nex.node.services import Services
 from nex.node.signals import StopSignals
 from nex.node.standing import Standing
 from nex.node.state import State
@@ -162,6 +163,9 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         allow_unverified=config.allow_unverified_artifacts,
     )
     await artifacts.tidy()
+    services = Services(config.host_services, public)
+    stack.push_async_callback(services.aclose)
+    await services.open()
     means = Means(
         config=config,
         xkey=xkey,
@@ -171,6 +175,7 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         artifacts=artifacts,
         bridge=bridge,
         publisher=Publisher(public, node_key.public),
+        services=services,
         leaf=LeafLink(plane) if config.leafnode.urls else None,
     )
     workloads = Workloads(means, Rules(config, xkey, node_key.public, public.max_payload), autostart_key)

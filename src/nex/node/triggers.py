@@ -66,7 +66,7 @@ class Bridge:
             route.refuse(reply, trigger, "the function is not running", _UNAVAILABLE)
             return
         try:
-            self.public.publish_soon(reply, msg.data, headers=headers)
+            route.public.publish_soon(reply, msg.data, headers=headers)
         except UsageError:
             route.refuse(reply, trigger, "the function's answer cannot be sent", _BAD_GATEWAY)
         except UnreachableError as error:
@@ -94,6 +94,7 @@ class Route:
     """The triggers of one workload. It stays while the workload does; its agent comes and goes."""
 
     def __init__(self, bridge: Bridge, triggers: tuple[str, ...], queue: str, report: Report) -> None:
+        self.public = bridge.public
         self._bridge = bridge
         self._triggers = triggers
         self._queue = queue
@@ -113,17 +114,18 @@ class Route:
             for prefix, trigger in zip(prefixes, triggers, strict=True)
         )
 
-    async def attach(self, link: AgentLink) -> None:
-        """Pass calls to this agent from now on.
+    async def attach(self, link: AgentLink, public: Connection) -> None:
+        """Pass calls that come by ``public`` to this agent from now on.
 
         Raises:
             RefusedError: the public system does not let the node subscribe to a trigger.
             UnreachableError: it is away.
         """
+        self.public = public
         self._prefixes = tuple(call_prefix(link.id, index) for index in range(len(self._triggers)))
         for index, trigger in enumerate(self._triggers[len(self._interests) :], len(self._interests)):
             arrived = partial(self._arrived, index)
-            self._interests.append(await self._bridge.public.subscribe_direct(trigger, arrived, queue=self._queue))
+            self._interests.append(await public.subscribe_direct(trigger, arrived, queue=self._queue))
 
     def detach(self) -> None:
         """The agent is gone: answer the calls it had, and those that come until there is another."""
@@ -181,7 +183,7 @@ class Route:
         self._count(index, text)
         if reply and may_answer(reply):
             try:
-                self._bridge.public.publish_soon(reply, headers={ERROR_HEADER: text, ERROR_CODE_HEADER: str(status)})
+                self.public.publish_soon(reply, headers={ERROR_HEADER: text, ERROR_CODE_HEADER: str(status)})
             except (UsageError, UnreachableError) as error:
                 _log.debug("answer_lost", f"an error could not be sent: {error}")
 

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 
 from nex.errors import DeadlineError, MachineError, NexError, RefusedError, UsageError
+from nex.hostservices.router import Session
 from nex.node import lifecycle
 from nex.node.agents import AgentLink
 from nex.node.artifacts import Artifact
@@ -19,6 +20,8 @@ from nex.node.limits import LIMITS, exceeded_text
 from nex.node.means import Means, start_request
 from nex.node.policy import Order
 from nex.node.publisher import Subject
+from nex.node.services import Access, answer
+from nex.node.sources.sources import Sources
 from nex.node.state import Deployment
 from nex.node.triggers import Route
 from nex.processes import Exit
@@ -26,6 +29,7 @@ from nex.protocol.agent import CallReport, LogBatch, ServiceExit
 from nex.protocol.subjects import queue_group
 from nex.tasks import TaskOwner
 from nex.telemetry.logs import Log
+from nex.transport.connection import Msg
 
 __all__ = ["Workload"]
 
@@ -73,6 +77,9 @@ class Workload:
         self.gone = asyncio.Event()
         self.trouble: BaseException | None = None
         self._means = means
+        self._access: Access | None = None
+        self._session: Session | None = None
+        self._sources: Sources | None = None
         self._admit = admit
         self._record = record
         self._saved = bool(digest)
@@ -186,7 +193,11 @@ class Workload:
             async with contextlib.AsyncExitStack() as stack:  # each is done, whatever becomes of the others
                 if self._artifact is not None:
                     stack.push_async_callback(self._means.artifacts.release, self._artifact)
+                if self._access is not None:
+                    stack.push_async_callback(self._access.aclose)
                 stack.push_async_callback(self._route.close)
+                if self._sources is not None:
+                    stack.push_async_callback(self._sources.aclose)
                 stack.push_async_callback(self._release)
                 stack.push_async_callback(self._tasks.aclose)
                 if self._timer is not None:
@@ -226,21 +237,31 @@ class Workload:
             admit = self._admit
             self._artifact = await means.artifacts.take(self.order, lambda size: admit(self, size), known=self.digest)
             self.digest = self._artifact.digest
+        if self._access is None:
+            self._access = await means.services.admit(self.id, self.order)
+        if self._sources is None:
+            self._sources = Sources.of(
+                self.order,
+                self._access.triggers,
+                denied=means.denied,
+                report=self._heard_calls,
+                on_dead=self._heard_dead,
+            )
         try:
-            await self._start_somewhere(self._artifact)
+            await self._start_somewhere(self._artifact, self._access)
         except MachineError as error:
             raise RefusedError(f"Failed to deploy workload: it was lost in two machines: {error}") from error
 
-    async def _start_somewhere(self, artifact: Artifact) -> None:
+    async def _start_somewhere(self, artifact: Artifact, access: Access) -> None:
         """Start it in a machine; if that ends meanwhile, which need not be the workload's fault, in one more."""
         try:
-            await self._start_in_one(artifact)
+            await self._start_in_one(artifact, access)
         except MachineError as error:
             _log.warn("start_again", f"a machine was lost while it started a workload: {error}", workload=self.id)
             self._early.clear()
-            await self._start_in_one(artifact)
+            await self._start_in_one(artifact, access)
 
-    async def _start_in_one(self, artifact: Artifact) -> None:
+    async def _start_in_one(self, artifact: Artifact, access: Access) -> None:
         pool = self._means.pool
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(pool.refill)
@@ -248,16 +269,20 @@ class Workload:
             undo.push_async_callback(pool.destroy, link)
             self.link = link
             undo.callback(setattr, self, "link", None)
+            self._session = access.session()
+            undo.push_async_callback(self._end_session)
             try:
-                await self._start_in(link, artifact)
+                await self._start_in(link, artifact, access)
             except (DeadlineError, RefusedError) as error:
                 raise RefusedError(f"Failed to deploy workload: {error}") from error
             undo.pop_all()
         pool.refill()
 
-    async def _start_in(self, link: AgentLink, artifact: Artifact) -> None:
+    async def _start_in(self, link: AgentLink, artifact: Artifact, access: Access) -> None:
         means = self._means
-        direct = means.leaf is not None and means.leaf.is_up and self.order.is_function
+        elsewhere = self.order.connections.triggers is not None
+        subjects = self.order.request.trigger_subjects
+        direct = means.leaf is not None and means.leaf.is_up and bool(subjects) and not elsewhere
         saving = self._tasks.start(self._save(), name="save")
         try:
             request = start_request(means, self.id, self.order, artifact, link, direct=direct)
@@ -274,7 +299,9 @@ class Workload:
         if direct:
             await self._route.close()
         else:
-            await self._route.attach(link)
+            await self._route.attach(link, access.triggers)
+        if self._sources is not None:
+            await self._sources.attach(means.plane.connection, link.id)
 
     async def _save(self) -> UsageError | None:
         """Record the deployment; the error if the disk does not take it."""
@@ -302,6 +329,8 @@ class Workload:
 
     async def _stop_agent(self) -> Exit:
         await self._route.drain()
+        if self._sources is not None:
+            await self._sources.drain()
         link = self.link
         if link is None:
             return lifecycle.LOST
@@ -314,10 +343,21 @@ class Workload:
 
     async def _release(self) -> None:
         link, self.link = self.link, None
-        self._route.detach()
+        self._detach()
+        await self._end_session()
         if link is not None:
             await self._means.pool.destroy(link)
             self._means.pool.refill()
+
+    def _detach(self) -> None:
+        self._route.detach()
+        if self._sources is not None:
+            self._sources.detach()
+
+    async def _end_session(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            await session.aclose()
 
     # What its machine says
 
@@ -328,12 +368,25 @@ class Workload:
 
     def heard_calls(self, link: AgentLink, report: CallReport) -> None:
         """What happened on a trigger; one that is none of ours is not believed."""
-        if link is self.link and report.trigger in self.order.request.trigger_subjects:
+        events = self._sources.labels if self._sources is not None else ()
+        if link is self.link and (report.trigger in self.order.request.trigger_subjects or report.trigger in events):
             self._heard_calls(report)
 
     def _heard_calls(self, report: CallReport) -> None:
         self.runtime_ns += max(report.elapsed_ns, 0)
         self._means.publisher.calls(self.subject, report)
+
+    def heard_host_call(self, link: AgentLink, msg: Msg) -> None:
+        """It asks for a host service."""
+        if link is self.link and self._session is not None:
+            self._tasks.start(self._serve(link, self._session, msg), name="host call")
+
+    async def _serve(self, link: AgentLink, session: Session, msg: Msg) -> None:
+        link.answer(msg, await answer(session, msg.data))
+
+    def _heard_dead(self, text: str) -> None:
+        _log.warn("event_given_up", text, workload=self.id)
+        self._means.publisher.log(self.subject, "WARN", text)
 
     def heard_exit(self, link: AgentLink, exited: ServiceExit) -> None:
         """The service ended by itself, or the workload by a limit."""
@@ -345,7 +398,7 @@ class Workload:
         """The machine is gone."""
         if link is not self.link:
             return
-        self._route.detach()
+        self._detach()
         ours = link.given_up or not self._means.plane.is_up
         if not ours and (reason := self._exceeded(link)):
             self._hear(lifecycle.Exited(_KILLED, self.uptime_s, reason))

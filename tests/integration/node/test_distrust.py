@@ -70,6 +70,7 @@ class Tenant:
         self.dropped = 0
         self.calls: list[CallReport] = []
         self.exits: list[ServiceExit] = []
+        self.host_calls: list[Msg] = []
         self.lost = 0
 
     def heard_log(self, _link: AgentLink, batch: LogBatch) -> None:
@@ -78,6 +79,9 @@ class Tenant:
 
     def heard_calls(self, _link: AgentLink, report: CallReport) -> None:
         self.calls.append(report)
+
+    def heard_host_call(self, _link: AgentLink, msg: Msg) -> None:
+        self.host_calls.append(msg)
 
     def heard_exit(self, _link: AgentLink, exited: ServiceExit) -> None:
         self.exits.append(exited)
@@ -280,7 +284,7 @@ async def test_calls_that_an_agent_never_answers_end_in_the_sweep(plane: Plane, 
     async with agent(plane, "m1") as (link, rogue):
         got = asyncio.Event()
         await rogue.subscribe_direct("agent.m1.call.>", lambda _msg: got.set())
-        await route.attach(link)
+        await route.attach(link, connection)
         owner = TaskOwner("test", lambda _name, _error: None)
         asking = owner.start(connection.request("fn.x", b"1", timeout_s=10), name="ask")
         await got.wait()
@@ -306,7 +310,7 @@ async def test_calls_that_an_agent_never_answers_do_not_fill_the_memory(
     route = Route(bridge, ("fn.x",), "q", lambda _report: None)
     async with agent(plane, "m1") as (link, rogue):
         await rogue.subscribe_direct("agent.m1.call.>", lambda _msg: None)
-        await route.attach(link)
+        await route.attach(link, connection)
         for _ in range(3):
             await connection.publish("fn.x", reply="nobody")
 
@@ -337,7 +341,7 @@ async def test_an_agent_that_is_gone_is_answered_for_before_its_machine_is(
     await bridge.open(plane.connection)
     route = Route(bridge, ("fn.x",), "q", lambda _report: None)
     async with agent(plane, "m1") as (link, _):
-        await route.attach(link)
+        await route.attach(link, connection)
 
         answer = await connection.request("fn.x", b"1", timeout_s=10)
 
@@ -357,7 +361,7 @@ async def test_an_answer_that_cannot_be_sent_is_an_error(plane: Plane, connectio
             rogue.publish_soon(msg.reply, b"again")
 
         await rogue.subscribe_direct("agent.m1.call.>", answer)
-        await route.attach(link)
+        await route.attach(link, connection)
         connection._wire._max_payload = 1000  # a public system that takes less
 
         refused = await connection.request("fn.x", b"1", timeout_s=10)
