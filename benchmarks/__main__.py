@@ -11,9 +11,9 @@ from pathlib import Path
 
 import uvloop
 
-from benchmarks import deploy, invoke, machines, memory, objects
+from benchmarks import deploy, hostcalls, idle, invoke, machines, memory, neighbours, objects, soak
 
-_WHAT = ("invoke", "deploy", "memory", "objects", "machines")
+_WHAT = ("invoke", "hostcalls", "neighbours", "deploy", "memory", "idle", "objects", "machines", "soak")
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
@@ -34,8 +34,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="scripts/bench", description="Figures, each beside its baseline.")
     parser.add_argument("what", nargs="*", help=f"of {', '.join(_WHAT)}; all if none is named")
     parser.add_argument("--seconds", type=float, default=3.0, help="of load per measurement (3)")
-    parser.add_argument("--rounds", type=int, default=3, help="of invoke (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="of invoke, hostcalls and neighbours (3)")
     parser.add_argument("--count", type=int, default=10, help="deploys, and functions in memory (10)")
+    parser.add_argument("--idle", type=int, default=100, help="functions that do nothing (100)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of soak (10)")
     parser.add_argument("--restores", type=int, default=100, help="of machines (100)")
     parser.add_argument("--way", choices=["leaf", "bridge", "both"], default="both", help="how messages reach agents")
     parser.add_argument("--json", type=Path, help="write everything here too")
@@ -56,6 +58,14 @@ def main() -> None:
 async def _run(what: str, asked: argparse.Namespace, *, leaf: bool) -> list[dict[str, object]]:
     if what == "invoke":
         return await invoke.run(seconds=asked.seconds, rounds=asked.rounds, leaf=leaf)
+    if what == "hostcalls":
+        return await hostcalls.run(seconds=asked.seconds, rounds=asked.rounds, leaf=leaf)
+    if what == "neighbours":
+        return await neighbours.run(seconds=asked.seconds, rounds=asked.rounds, leaf=leaf)
+    if what == "idle":
+        return await idle.run(count=asked.idle, leaf=leaf)
+    if what == "soak":
+        return await soak.run(minutes=asked.minutes, leaf=leaf)
     if what == "deploy":
         return await deploy.run(times=asked.count, leaf=leaf)
     if what == "memory":

@@ -37,6 +37,7 @@ async def run(*, times: int, leaf: bool) -> list[dict[str, object]]:
                     "type": kind,
                     "deploys": times,
                     "started_ms": round(median(started), 1),
+                    "first_call_ms": round(median(b - a for a, b in zip(started, replied, strict=True)), 1),
                     "first_reply_ms": round(median(replied), 1),
                     "worst_first_reply_ms": round(max(replied), 1),
                     "bare_request_ms": round(median(bare), 2),

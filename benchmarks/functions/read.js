@@ -1,0 +1,1 @@
+(subject, payload) => hostServices.kv.bucket("bench").get("key");
