@@ -13,8 +13,9 @@ from urllib.parse import urlsplit
 
 from nex.errors import RefusedError
 from nex.protocol.control import NatsConnection
+from nex.protocol.triggers import Delivery, Trigger
 
-__all__ = ["BINDABLE", "KINDS", "check_bindings", "check_system", "is_binding_rule", "is_system_rule"]
+__all__ = ["BINDABLE", "KINDS", "check_bindings", "check_system", "check_watched", "is_binding_rule", "is_system_rule"]
 
 KINDS = ("kv", "objectstore")
 """What a binding is of."""
@@ -22,6 +23,7 @@ BINDABLE = ("default/*",)
 """Unless a node's configuration says otherwise: who shares one namespace shares its buckets."""
 
 _MOST = 64
+_STREAMS = {"KV": "kv", "OBJ": "objectstore"}
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _BUCKET = re.compile(r"[a-zA-Z0-9_-]{1,200}")
 _OURS = re.compile(r"hs_.*|NEX.*|nex_.*")
@@ -54,14 +56,30 @@ def check_bindings(bindings: Mapping[str, str], namespace: str, rules: Iterable[
             raise RefusedError(f"The binding {alias!r} is none: it must be {' or '.join(f'{k}:NAME' for k in KINDS)}")
         if not _BUCKET.fullmatch(bucket):
             raise RefusedError(f"The binding {alias} is to {bucket!r}, which is no bucket")
-        if _OURS.fullmatch(bucket):
-            raise RefusedError(f"The binding {alias} is to {bucket}, which belongs to Nex or to another workload")
-        asked = f"{namespace}/{kind}:{bucket}"
-        if rules is not None and not any(fnmatchcase(asked, rule) for rule in rules):
-            raise RefusedError(
-                f"The binding {alias} to {bucket} is not allowed in namespace {namespace} on this node "
-                f"(host_services.allow_bindings)"
-            )
+        _check_bucket(f"The binding {alias}", kind, bucket, namespace, rules)
+
+
+def check_watched(triggers: Iterable[Trigger], namespace: str, rules: Iterable[str] | None) -> None:
+    """Refuse triggers on buckets that could not be bound either; a bucket is a stream with a prefix.
+
+    Raises:
+        RefusedError: with the trigger and what is wrong with it.
+    """
+    for trigger in triggers:
+        if isinstance(trigger, Delivery):
+            prefix, underscore, bucket = trigger.stream_name.partition("_")
+            if underscore and (kind := _STREAMS.get(prefix)) is not None:
+                _check_bucket(f"The trigger {trigger.label}", kind, bucket, namespace, rules)
+
+
+def _check_bucket(what: str, kind: str, bucket: str, namespace: str, rules: Iterable[str] | None) -> None:
+    if _OURS.fullmatch(bucket):
+        raise RefusedError(f"{what} is to {bucket}, which belongs to Nex or to another workload")
+    asked = f"{namespace}/{kind}:{bucket}"
+    if rules is not None and not any(fnmatchcase(asked, rule) for rule in rules):
+        raise RefusedError(
+            f"{what} to {bucket} is not allowed in namespace {namespace} on this node (host_services.allow_bindings)"
+        )
 
 
 def check_system(name: str, connection: NatsConnection, rules: Iterable[str]) -> None:

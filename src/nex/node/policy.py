@@ -10,13 +10,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nex.drivers.base import Resources
-from nex.errors import ClaimsError, MessageError, RefusedError, SealError
+from nex.errors import ClaimsError, MessageError, RefusedError, SealError, UsageError
 from nex.node.config import NodeConfig
-from nex.node.grants import check_bindings, check_system
+from nex.node.grants import check_bindings, check_system, check_watched
 from nex.node.limits import SERVICES, check_count, workload_limits, workload_share
 from nex.protocol.agent import Limits
 from nex.protocol.control import Connections, DeployRequest, StopRequest
 from nex.protocol.subjects import MAX_TRIGGERS, collide, is_pattern, is_token
+from nex.protocol.triggers import check_triggers
 from nex.security import claims as claims_of
 from nex.security.claims import Claims
 from nex.security.xkeys import CurveKey, open_environment, open_text
@@ -112,7 +113,9 @@ def check_order(
         raise RefusedError(f"Failed to decrypt environment for deploy request: {error}") from None
     connections = _connections(request, rules)
     own = connections.host_services is not None  # then its credentials say what it may use
-    check_bindings(request.bindings, namespace, None if own else config.host_services.allow_bindings)
+    rules_of_buckets = config.host_services.allow_bindings
+    check_bindings(request.bindings, namespace, None if own else rules_of_buckets)
+    check_watched(request.triggers, namespace, None if connections.triggers else rules_of_buckets)
     claims = _claims(request, now)
     if config.valid_issuers and claims.issuer not in (*config.valid_issuers, own_issuer):
         raise RefusedError(f"invalid workload issuer: {claims.issuer}")
@@ -164,7 +167,7 @@ def _decode(raw: bytes) -> DeployRequest:
 def _check_type(request: DeployRequest, config: NodeConfig) -> None:
     if request.type not in config.workload_types:
         raise RefusedError(f"Unsupported workload type on this node: {request.type}")
-    if request.trigger_subjects and request.type in SERVICES:
+    if (request.trigger_subjects or request.triggers) and request.type in SERVICES:
         raise RefusedError(f"Unsupported workload type for trigger subject registration: {request.type}")
 
 
@@ -183,8 +186,12 @@ def _check_triggers(request: DeployRequest, config: NodeConfig) -> None:
             raise RefusedError(f"The trigger subject {subject} overlaps with subject(s) in this node's deny list")
     if len(set(request.trigger_subjects)) != len(request.trigger_subjects):
         raise RefusedError("A trigger subject is given twice")
-    if request.type not in SERVICES and not request.trigger_subjects:
+    if request.type not in SERVICES and not request.trigger_subjects and not request.triggers:
         raise RefusedError("at least one trigger subject is required for this workload type")
+    try:
+        check_triggers(request.triggers, denied=(*ALWAYS_DENIED, *config.deny_trigger_subjects))
+    except UsageError as error:
+        raise RefusedError(f"Invalid deploy request: {error}") from None
 
 
 def _check_domain(request: DeployRequest) -> None:

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable, Mapping
 
 from nex.errors import DeadlineError, MachineError
+from nex.node.policy import Order
 from nex.node.sources.base import Call, Source
 from nex.node.sources.caller import Caller
 from nex.node.sources.schedule import ScheduleSource
@@ -57,6 +58,22 @@ class Sources:
         self._on_dead = on_dead
         self._caller: Caller | None = None
         self._sources = tuple(map(self._make, triggers))
+
+    @classmethod
+    def of(
+        cls,
+        order: Order,
+        connection: Connection,
+        *,
+        denied: tuple[str, ...],
+        report: Callable[[CallReport], None],
+        on_dead: Callable[[str], None],
+    ) -> Sources:
+        """Those of a deploy, on the system behind ``connection``; what is ``denied`` they never bring."""
+        request = order.request
+        where = Where(connection, request.jsdomain, order.namespace, order.name, denied)
+        first = len(request.trigger_subjects)
+        return cls(request.triggers, where, order.limits, first=first, report=report, on_dead=on_dead)
 
     @property
     def labels(self) -> frozenset[str]:
