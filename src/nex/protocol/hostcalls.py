@@ -155,9 +155,10 @@ class KvHistory(Call, frozen=True, kw_only=True, tag="kv.history"):
 
 
 class KvWatch(Call, frozen=True, kw_only=True, tag="kv.watch"):
-    """A stream without end; each piece is a change: ``{"key", "revision", "operation", "created"}``, and the value.
+    """A stream without end; each piece is a change: ``{"key", "revision", "operation", "created", "size"}``, the value.
 
-    With ``updates`` only what changes from now on; else first what there is.
+    With ``updates`` only what changes from now on; else first what there is. A value that is longer than one piece goes
+    on in pieces that say nothing, until there are ``size`` bytes.
     """
 
     bucket: str = ""

@@ -1,21 +1,26 @@
-"""The few calls of the JetStream API that the object store needs, as JSON requests."""
+"""The few calls of the JetStream API that we need, as JSON requests."""
 
 from __future__ import annotations
 
 import base64
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from nex.errors import MessageError, NexError, RefusedError, UnreachableError
 from nex.transport.connection import Connection
-from nex.transport.message import Msg
+from nex.transport.message import Msg, decode_headers
 
-__all__ = ["JetStream", "JetStreamError", "check_ack"]
+__all__ = ["JetStream", "JetStreamError", "Stored", "check_ack"]
 
+_CONSUMER_NOT_FOUND = 10014
 _NAME_IN_USE = 10058
 _STREAM_NOT_FOUND = 10059
 _MESSAGE_NOT_FOUND = 10037
+_WRONG_SEQUENCE = (10071, 10164)
+_UNAVAILABLE = (10008, 10039, 10076)
+_FULL = ("maximum bytes", "maximum messages", "resource limits exceeded", "insufficient")
 _API_TIMEOUT_S = 5.0
 
 
@@ -32,6 +37,11 @@ class JetStreamError(RefusedError):
         return self.number == _STREAM_NOT_FOUND
 
     @property
+    def is_consumer_missing(self) -> bool:
+        """The stream has no consumer of that name."""
+        return self.number == _CONSUMER_NOT_FOUND
+
+    @property
     def is_message_missing(self) -> bool:
         """There is no message on that subject."""
         return self.number == _MESSAGE_NOT_FOUND
@@ -40,6 +50,32 @@ class JetStreamError(RefusedError):
     def is_name_taken(self) -> bool:
         """A stream of that name exists with another configuration."""
         return self.number == _NAME_IN_USE
+
+    @property
+    def is_conflict(self) -> bool:
+        """The newest message on that subject is not the one it should be."""
+        return self.number in _WRONG_SEQUENCE
+
+    @property
+    def is_unavailable(self) -> bool:
+        """There is no JetStream for this account, or not just now."""
+        return self.number in _UNAVAILABLE
+
+    @property
+    def is_full(self) -> bool:
+        """The stream, or its account, holds as much as it may."""
+        return any(text in self.reason for text in _FULL)
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One message of a stream; ``created`` as in RFC 3339."""
+
+    subject: str
+    data: bytes
+    headers: Mapping[str, str]
+    sequence: int
+    created: str
 
 
 class JetStream:
@@ -66,31 +102,74 @@ class JetStream:
             raise
         return _decode(answer)
 
-    async def last_message(self, stream: str, subject: str) -> bytes:
-        """The payload of the newest message on ``subject``."""
-        answer = await self.call(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
-        try:
-            return base64.b64decode(answer["message"].get("data", ""))
-        except (KeyError, TypeError, AttributeError, ValueError):
-            raise MessageError("JetStream answered something that is no message") from None
+    async def last(self, stream: str, subject: str) -> Stored:
+        """The newest message on ``subject``: one request, answered by any server that has it.
 
-    async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> None:
-        """Store one message and wait until it is stored."""
-        check_ack(await self._connection.request(subject, payload, headers=headers, timeout_s=_API_TIMEOUT_S))
+        Raises:
+            JetStreamError: there is no such message, or no such stream.
+        """
+        return await self._get(stream, f".{subject}", {"last_by_subj": subject})
+
+    async def at(self, stream: str, sequence: int) -> Stored:
+        """The message with that number; raises as `last`."""
+        return await self._get(stream, "", {"seq": sequence})
+
+    async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
+        """Store one message and wait until it is stored.
+
+        Returns:
+            Its number.
+        """
+        return check_ack(await self._connection.request(subject, payload, headers=headers, timeout_s=_API_TIMEOUT_S))
 
     async def purge(self, stream: str, subject: str) -> None:
         """Remove every message on ``subject``."""
         await self.call(f"STREAM.PURGE.{stream}", {"filter": subject})
 
+    async def _get(self, stream: str, tail: str, question: Mapping[str, Any]) -> Stored:
+        payload = b"" if tail else json.dumps(question).encode()
+        subject = f"{self.prefix}.DIRECT.GET.{stream}{tail}"
+        try:
+            return _stored(await self._connection.request(subject, payload, timeout_s=_API_TIMEOUT_S))
+        except UnreachableError:
+            if not self._connection.is_connected:
+                raise
+        # The stream does not allow it, or is not there.
+        return _decode_stored(await self.call(f"STREAM.MSG.GET.{stream}", question))
 
-def check_ack(answer: Msg) -> None:
-    """Read the answer to a stored message.
+
+def check_ack(answer: Msg) -> int:
+    """The sequence of a message, from the answer to it.
 
     Raises:
         JetStreamError: it was not stored.
     """
-    if "seq" not in _decode(answer):
+    sequence = _decode(answer).get("seq")
+    if not isinstance(sequence, int):
         raise MessageError("JetStream answered something that is no acknowledgement")
+    return sequence
+
+
+def _stored(answer: Msg) -> Stored:
+    headers = answer.headers or {}
+    try:
+        number = int(headers["Nats-Sequence"])
+        return Stored(headers["Nats-Subject"], answer.data, headers, number, headers["Nats-Time-Stamp"])
+    except (KeyError, ValueError):
+        pass
+    if answer.status == "404":
+        raise JetStreamError(_MESSAGE_NOT_FOUND, "no message found")
+    raise MessageError(f"JetStream answered something that is no message (status {answer.status or 'none'})")
+
+
+def _decode_stored(answer: Mapping[str, Any]) -> Stored:
+    try:
+        message = answer["message"]
+        headers = decode_headers(base64.b64decode(message.get("hdrs") or "")) or {}
+        data = base64.b64decode(message.get("data") or "")
+        return Stored(str(message["subject"]), data, headers, int(message["seq"]), str(message["time"]))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        raise MessageError("JetStream answered something that is no message") from None
 
 
 def _decode(answer: Msg) -> dict[str, Any]:

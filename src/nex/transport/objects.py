@@ -7,23 +7,24 @@ description on ``$O.<bucket>.M.<base64url of the name>`` with the header ``Nats-
 from __future__ import annotations
 
 import base64
-import binascii
 import contextlib
 import json
 import os
 import re
 import secrets
-from collections.abc import AsyncGenerator, Callable
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from nats.nuid import NUID
 
-from nex.errors import ArtifactError, MessageError, NexError, NotFoundError, UsageError
+from nex.errors import ArtifactError, MessageError, NexError, NotFoundError, RefusedError, UsageError
+from nex.protocol.times import format_rfc3339
 from nex.transport.connection import Connection
+from nex.transport.consumer import Consumer, position
 from nex.transport.jetstream import JetStream, JetStreamError
+from nex.transport.objectinfo import CHUNK_BYTES, ObjectInfo, now, parse_info
+from nex.transport.page import Page
 from nex.transport.transfer import Download, Upload, in_thread
 
 __all__ = ["ObjectInfo", "ObjectStore", "Progress", "go_text"]
@@ -32,27 +33,8 @@ Progress = Callable[[int, int], None]
 """Called with the bytes done and the bytes in all."""
 
 _BUCKET = re.compile(r"[a-zA-Z0-9_-]+")
-_CHUNK_BYTES = 128 * 1024
-_ROLLUP = {"Nats-Rollup": "sub"}
-
-
-@dataclass(frozen=True, slots=True)
-class ObjectInfo:
-    """What the store says of an object. ``digest_hex`` is the SHA-256 of its bytes, empty if it gives none."""
-
-    bucket: str
-    key: str
-    size: int
-    digest_hex: str
-    nuid: str = ""
-    chunks: int = 0
-    modified: str = ""
-    link: tuple[str, str] | None = None
-
-    @property
-    def subject(self) -> str:
-        """Where its pieces are."""
-        return f"$O.{self.bucket}.C.{self.nuid}"
+_LIST_WINDOW = 256  # descriptions under way
+_TRIES = 16
 
 
 class ObjectStore:
@@ -107,16 +89,7 @@ class ObjectStore:
             UsageError: a name is invalid.
             UnreachableError: there is no JetStream.
         """
-        stream = _stream(bucket)
-        try:
-            raw = await self._api.last_message(stream, _meta_subject(bucket, key))
-        except JetStreamError as error:
-            if error.is_stream_missing:
-                raise NotFoundError("bucket", bucket) from error
-            if error.is_message_missing:
-                raise NotFoundError("object", f"{bucket}/{key}") from error
-            raise
-        found = _parse_info(bucket, key, raw)
+        found, _ = await self._look(bucket, key)
         if found is None:
             raise NotFoundError("object", f"{bucket}/{key}")
         return found
@@ -129,15 +102,27 @@ class ObjectStore:
             UsageError: a name is invalid or the file cannot be read.
             RefusedError: the bucket takes no more.
         """
-        old = None
         try:
-            old = await self.info(bucket, key)
-        except NotFoundError as error:
-            if error.kind == "bucket":
-                raise
-        except MessageError:
-            pass  # its description is damaged: a new one mends that
-        return await self._replace(bucket, key, path, old, on_progress)
+            file = await in_thread(_open, path)
+        except OSError as error:
+            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
+        with file:
+            return await self._put(bucket, key, lambda upload: upload.run(file, on_progress or _silent))
+
+    async def write(
+        self,
+        bucket: str,
+        key: str,
+        pieces: AsyncIterator[bytes],
+        *,
+        description: str = "",
+        metadata: Mapping[str, str] | None = None,
+    ) -> ObjectInfo:
+        """Store what ``pieces`` give under ``key``; what was there before stays until the new one is complete.
+
+        Raises what `put` raises, and what ``pieces`` raises; nothing is left then.
+        """
+        return await self._put(bucket, key, lambda upload: upload.feed(pieces), description, metadata or {})
 
     async def get(
         self,
@@ -175,50 +160,154 @@ class ObjectStore:
             await self._fetch(info, file, on_progress)
         return info
 
+    async def read(self, bucket: str, key: str) -> tuple[ObjectInfo, AsyncGenerator[bytes]]:
+        """Look an object up, and give its bytes piece by piece.
+
+        A link is followed within the bucket only: who may write to a bucket does not say what is read from others.
+
+        Raises:
+            NotFoundError: of kind "bucket" or "object".
+            RefusedError: it is a link to another bucket.
+
+        The pieces raise as `get` does; it is an ArtifactError too when the object is replaced while it is read.
+        """
+        info = await self.info(bucket, key)
+        if info.link is not None:
+            if info.link[0] != bucket:
+                raise RefusedError(f"{bucket}/{key} is a link to bucket {info.link[0]}, which is not followed")
+            info = await self.info(*info.link)
+        return info, self._pieces(info)
+
+    async def list(self, bucket: str, *, after: str = "", limit: int = 1000) -> tuple[list[ObjectInfo], str]:
+        """Objects by name, those after ``after``.
+
+        Returns:
+            At most ``limit``, and the name of the last if there are more.
+
+        Raises:
+            NotFoundError: there is no such bucket.
+        """
+        page: Page[ObjectInfo] = Page(after, limit)
+        subject = f"$O.{bucket}.M.>"
+        try:
+            async with (
+                Consumer(self._connection, self._api, _stream(bucket), subject, policy="last_per_subject") as consumer,
+                contextlib.aclosing(consumer.batches(_LIST_WINDOW)) as batches,
+            ):
+                async for msgs in batches:
+                    for msg in msgs:
+                        with contextlib.suppress(MessageError):  # one damaged description hides no other
+                            stored = format_rfc3339(position(msg).time_ns)
+                            info, is_deleted = parse_info(bucket, "", msg.data, stored)
+                            page.drop(info.key) if is_deleted else page.add(info.key, info)
+        except JetStreamError as error:
+            if error.is_stream_missing:
+                raise NotFoundError("bucket", bucket) from error
+            raise
+        return page.take()
+
     async def delete(self, bucket: str, key: str) -> None:
         """Remove an object.
 
         Raises:
             NotFoundError: of kind "bucket" or "object".
         """
-        info = await self.info(bucket, key)
-        gone = _description(ObjectInfo(bucket, key, 0, "", nuid=info.nuid, modified=_now())) | {"deleted": True}
-        await self._api.publish(_meta_subject(bucket, key), json.dumps(gone).encode(), _ROLLUP)
-        await self._api.purge(_stream(bucket), info.subject)
+        await self._swap(bucket, key, None)
 
-    async def _replace(
-        self, bucket: str, key: str, path: Path, old: ObjectInfo | None, on_progress: Progress | None
+    async def _look(self, bucket: str, key: str) -> tuple[ObjectInfo | None, int]:
+        """An object and the number of its description; None if it was deleted or there never was one."""
+        try:
+            stored = await self._api.last(_stream(bucket), _meta_subject(bucket, key))
+        except JetStreamError as error:
+            if error.is_stream_missing:
+                raise NotFoundError("bucket", bucket) from error
+            if error.is_message_missing:
+                return None, 0
+            raise
+        try:
+            info, is_deleted = parse_info(bucket, key, stored.data, stored.created)
+        except MessageError as error:
+            raise _DamagedError(str(error), stored.sequence) from None
+        return None if is_deleted else info, stored.sequence
+
+    async def _put(
+        self,
+        bucket: str,
+        key: str,
+        send: Callable[[Upload], Awaitable[None]],
+        description: str = "",
+        metadata: Mapping[str, str] | None = None,
     ) -> ObjectInfo:
         nuid = NUID().next().decode()
         subject = f"$O.{bucket}.C.{nuid}"
-        try:
-            file = await in_thread(_open, path)
-        except OSError as error:
-            raise UsageError(f"{path} cannot be read: {error.strerror}") from None
-        chunk_bytes = min(_CHUNK_BYTES, self._connection.max_payload)
+        with contextlib.suppress(MessageError):
+            await self._look(bucket, key)  # before anything is sent
+        chunk_bytes = min(CHUNK_BYTES, self._connection.max_payload)
         async with Upload(self._connection, subject, chunk_bytes) as upload:
             try:
-                with file:
-                    await upload.run(file, on_progress or _silent)
-                info = ObjectInfo(bucket, key, upload.size, upload.digest_hex, nuid, upload.chunks, _now())
-                await self._api.publish(_meta_subject(bucket, key), json.dumps(_description(info)).encode(), _ROLLUP)
+                await send(upload)
+                info = ObjectInfo(
+                    bucket, key, upload.size, upload.digest_hex, nuid, upload.chunks, now(),
+                    description=description, metadata=metadata or {},
+                )  # fmt: skip
+                await self._swap(bucket, key, info)
             except BaseException:
                 with contextlib.suppress(NexError):
                     await upload.settle()
                     await self._api.purge(_stream(bucket), subject)
                 raise
-        if old is not None and old.nuid and old.nuid != nuid:
-            await self._api.purge(_stream(bucket), old.subject)
         return info
 
+    async def _swap(self, bucket: str, key: str, new: ObjectInfo | None) -> None:
+        """Put a new object, or none, in the place of what there is, and remove the pieces of that.
+
+        Whoever does the same at the same time is noticed: the pieces of every object are removed once it is replaced.
+        """
+        for _ in range(_TRIES):
+            try:
+                old, number = await self._look(bucket, key)
+            except _DamagedError as error:  # a new one mends that
+                old, number = None, error.number
+            if old is None and new is None:
+                raise NotFoundError("object", f"{bucket}/{key}")
+            gone = ObjectInfo(bucket, key, 0, "", nuid=old.nuid if old else "", modified=now())
+            body = new.describe() if new else gone.describe() | {"deleted": True}
+            headers = {"Nats-Rollup": "sub", "Nats-Expected-Last-Subject-Sequence": str(number)}
+            try:
+                await self._api.publish(_meta_subject(bucket, key), json.dumps(body).encode(), headers)
+            except JetStreamError as error:
+                if error.is_conflict:
+                    continue
+                raise
+            if old is not None and old.nuid:
+                await self._api.purge(_stream(bucket), old.subject)
+            return
+        raise RefusedError(f"{bucket}/{key} is replaced by others all the time")
+
     async def _fetch(self, info: ObjectInfo, file: BinaryIO, on_progress: Progress | None) -> None:
-        name = f"{info.bucket}/{info.key}"
-        async with Download(self._connection, self._api, _stream(info.bucket), info.subject) as download:
-            await download.run(file, info.size, on_progress or _silent)
-        if download.size != info.size:
-            raise ArtifactError(f"{name} is damaged: {download.size} bytes of {info.size} are there")
-        if download.digest_hex != info.digest_hex:
-            raise ArtifactError(f"{name} is damaged: its digest is {download.digest_hex}, not {info.digest_hex}")
+        download = self._download(info)
+        await download.run(file, info.size, on_progress or _silent)
+        _check(download, info)
+
+    async def _pieces(self, info: ObjectInfo) -> AsyncGenerator[bytes]:
+        if not info.digest_hex:
+            raise ArtifactError(f"{info.bucket}/{info.key} has no SHA-256 digest")
+        download = self._download(info)
+        async with contextlib.aclosing(download.pieces(info.size, info.chunks)) as pieces:
+            async for piece in pieces:
+                yield piece
+        _check(download, info)
+
+    def _download(self, info: ObjectInfo) -> Download:
+        return Download(self._connection, self._api, _stream(info.bucket), info.subject)
+
+
+class _DamagedError(MessageError):
+    """A description that is none; ``number`` is that of its message."""
+
+    def __init__(self, text: str, number: int) -> None:
+        self.number = number
+        super().__init__(text)
 
 
 def go_text(error: NexError) -> str:
@@ -240,55 +329,12 @@ def _meta_subject(bucket: str, key: str) -> str:
     return f"$O.{bucket}.M.{base64.urlsafe_b64encode(key.encode()).decode()}"
 
 
-def _description(info: ObjectInfo) -> dict[str, Any]:
-    """The JSON that stands for an object, fields in the order of the Go client."""
-    return {
-        "name": info.key,
-        "options": {"max_chunk_size": _CHUNK_BYTES},
-        "bucket": info.bucket,
-        "nuid": info.nuid,
-        "size": info.size,
-        "mtime": info.modified,
-        "chunks": info.chunks,
-        "digest": f"SHA-256={base64.urlsafe_b64encode(bytes.fromhex(info.digest_hex)).decode()}",
-    }
-
-
-def _parse_info(bucket: str, key: str, raw: bytes) -> ObjectInfo | None:
-    """None if the object was deleted."""
-    try:
-        body = json.loads(raw)
-        if body.get("deleted") is True:
-            return None
-        link = (body.get("options") or {}).get("link")
-        size = int(body.get("size", 0))
-        if size < 0:
-            raise ValueError("a size below zero")  # noqa: TRY301 - as any other damage
-        return ObjectInfo(
-            bucket=bucket,
-            key=key,
-            size=size,
-            digest_hex=_digest_hex(str(body.get("digest", ""))),
-            nuid=str(body.get("nuid", "")),
-            chunks=int(body.get("chunks", 0)),
-            modified=str(body.get("mtime", "")),
-            link=(str(link["bucket"]), str(link["name"])) if link else None,
-        )
-    except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
-        raise MessageError(f"the description of {bucket}/{key} in the object store is not valid") from None
-
-
-def _digest_hex(digest: str) -> str:
-    kind, _, value = digest.partition("=")
-    if kind.upper() != "SHA-256" or not value:
-        return ""
-    with contextlib.suppress(binascii.Error, ValueError):
-        return base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).hex()
-    return ""
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+def _check(download: Download, info: ObjectInfo) -> None:
+    name = f"{info.bucket}/{info.key}"
+    if download.size != info.size:
+        raise ArtifactError(f"{name} is damaged: {download.size} bytes of {info.size} are there")
+    if download.digest_hex != info.digest_hex:
+        raise ArtifactError(f"{name} is damaged: its digest is {download.digest_hex}, not {info.digest_hex}")
 
 
 def _silent(_done: int, _total: int) -> None:

@@ -42,7 +42,7 @@ def _names(folder: Path) -> list[str]:
 async def _describe(connection: Connection, **fields: object) -> None:
     """Change what the store says of the object k."""
     api = JetStream(connection)
-    body = json.loads(await api.last_message("OBJ_B", _META)) | fields
+    body = json.loads((await api.last("OBJ_B", _META)).data) | fields
     await api.publish(_META, json.dumps(body).encode(), {"Nats-Rollup": "sub"})
 
 
