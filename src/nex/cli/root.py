@@ -24,6 +24,7 @@ _COMMANDS = {
     "logs": ("nex.cli.commands.watch:logs", "Follow what workloads print."),
     "events": ("nex.cli.commands.watch:events", "Follow what happens to workloads and nodes."),
     "lameduck": ("nex.cli.commands.lameduck:lameduck", "Have a node take no more work."),
+    "gateway": ("nex.cli.commands.gateway:gateway", "Put HTTP in front of functions."),
     "rootfs": ("nex.cli.commands.rootfs:rootfs", "Build the images that machines are made of."),
     "preflight": ("nex.cli.commands.preflight:preflight", "Say what this machine lacks to run a node."),
     "completion": ("nex.cli.commands.completion:completion", "Print the shell's completion script."),

@@ -44,4 +44,4 @@ class StopSignals:
             self.gracefully.set()
 
     def _ignore(self) -> None:
-        _log.info("hangup_ignored", "HUP: nothing to do; restart the node to have its configuration read again")
+        _log.info("hangup_ignored", "HUP: nothing to do; a restart has the configuration read again")
