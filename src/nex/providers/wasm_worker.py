@@ -122,7 +122,7 @@ class _Agent:
 
     def ask(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
         """Make a host call and wait for its answer; what comes before it is for later."""
-        self._calls = call = (self._calls + 1) & 0xFFFFFFFF
+        self._calls = call = (self._calls + 1) & 0x7FFFFFFF
         self._sock.sendall(encode(Kind.HOST_CALL, call, head, body))
         later, self._frames = self._frames, deque()
         while (frame := self.next()) is not None:

@@ -1,8 +1,11 @@
 /* Does what its arguments say; see ServiceContract in nex.testing.provider_contract. */
+#include <errno.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 extern char **environ;
@@ -37,10 +40,35 @@ static void leave(int own_session) {
     printf("left %d\n", (int)pid);
 }
 
+/* One request to the host services, and what they answer. */
+static int ask_host(const char *method, const char *target, const char *body) {
+    const char *path = getenv("NEX_HOST_SERVICES");
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    char text[65536];
+    int fd = socket(AF_UNIX, SOCK_STREAM, 0);
+    if (path == NULL || strlen(path) >= sizeof address.sun_path) return 3;
+    strcpy(address.sun_path, path);
+    if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0) {
+        fprintf(stderr, "cannot connect to %s: %s\n", path, strerror(errno));
+        return 4;
+    }
+    int size = snprintf(text, sizeof text,
+                        "%s %s HTTP/1.1\r\nHost: nex\r\nConnection: close\r\nContent-Length: %zu\r\n\r\n%s", method,
+                        target, strlen(body), body);
+    if (write(fd, text, (size_t)size) != size) return 5;
+    ssize_t n;
+    while ((n = read(fd, text, sizeof text)) > 0) fwrite(text, 1, (size_t)n, stdout);
+    putchar('\n');
+    fflush(stdout);
+    close(fd);
+    return n == 0 ? 0 : 6;
+}
+
 int main(int argc, char **argv) {
     const char *what = argc > 1 ? argv[1] : "";
     if (strcmp(what, "exit") == 0) return atoi(argv[2]);
     if (strcmp(what, "abort") == 0) abort();
+    if (strcmp(what, "host") == 0) return ask_host(argv[2], argv[3], argc > 4 ? argv[4] : "");
     if (strcmp(what, "print") == 0) {
         for (int n = 2; n < argc; n++) printf("%s\n", argv[n]);
         for (int n = 2; n < argc; n++) fprintf(stderr, "%s\r\n", argv[n]);
