@@ -8,12 +8,14 @@ from typing import Any
 import msgspec
 
 from nex.hostservices.base import HostService
+from nex.hostservices.http import HttpOptions, HttpService
 from nex.hostservices.messaging import MessagingOptions, MessagingService
 
 __all__ = ["defaults", "make", "read_options"]
 
 _SERVICES: dict[str, tuple[type[Any], type[Any]]] = {
     "messaging": (MessagingService, MessagingOptions),
+    "http": (HttpService, HttpOptions),
 }
 """By name: the service, and the struct of its options, all of which have defaults."""
 
