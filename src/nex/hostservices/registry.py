@@ -9,11 +9,15 @@ import msgspec
 
 from nex.hostservices.base import HostService
 from nex.hostservices.http import HttpOptions, HttpService
+from nex.hostservices.keyvalue import KeyValueOptions, KeyValueService
 from nex.hostservices.messaging import MessagingOptions, MessagingService
+from nex.hostservices.objectstore import ObjectStoreOptions, ObjectStoreService
 
 __all__ = ["defaults", "make", "read_options"]
 
 _SERVICES: dict[str, tuple[type[Any], type[Any]]] = {
+    "kv": (KeyValueService, KeyValueOptions),
+    "objectstore": (ObjectStoreService, ObjectStoreOptions),
     "messaging": (MessagingService, MessagingOptions),
     "http": (HttpService, HttpOptions),
 }
