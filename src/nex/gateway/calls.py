@@ -10,6 +10,7 @@ from typing import Self
 
 from nex.errors import DeadlineError, NexError, RefusedError, UnreachableError, UsageError
 from nex.gateway.problems import HttpError
+from nex.protocol.agent import ERROR_CODE_HEADER, ERROR_HEADER
 from nex.protocol.subjects import may_answer
 from nex.telemetry.logs import Log
 from nex.transport.connection import Connection, Msg, Subscription
@@ -20,6 +21,7 @@ RETRY = {"Retry-After": "1"}
 _WAITING_BYTES = 8 << 20
 _WAITING_MESSAGES = 4096
 _NO_RESPONDERS = "503"
+_GONE = {ERROR_HEADER: "the client has gone", ERROR_CODE_HEADER: "499"}
 _log = Log("gateway.calls")
 
 
@@ -60,7 +62,8 @@ class Call:
     """A request whose answers come one after another. Use it with ``async with``; leaving it ends it.
 
     A message with a reply subject is acknowledged there, with an empty message, when `done` says that it was passed
-    on. Who waits for that sends no faster than the client takes it, and hears that nobody listens when it has gone.
+    on, and with an error if that can never be. Who waits for that sends no faster than the client takes it, and hears
+    when it has gone.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -68,6 +71,7 @@ class Call:
         self._inbox = connection.new_inbox()
         self._subscription: Subscription | None = None
         self._come: deque[Msg] = deque()
+        self._taken: Msg | None = None
         self._bytes = 0
         self._broken = ""
         self._woken = asyncio.Event()
@@ -88,6 +92,9 @@ class Call:
     ) -> None:
         if self._subscription is not None:
             await self._subscription.unsubscribe()
+        for msg in (self._taken, *self._come):
+            if msg is not None:
+                self._acknowledge(msg, _GONE)
 
     def send(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
         """Ask. Raises `HttpError` as `ask`."""
@@ -116,7 +123,7 @@ class Call:
             raise HttpError(504, f"no answer within {timeout_s:g} s") from None
         if self._broken:
             raise HttpError(502, self._broken)
-        msg = self._come.popleft()
+        self._taken = msg = self._come.popleft()
         self._bytes -= len(msg.data)
         if msg.status == _NO_RESPONDERS and not msg.data:
             raise HttpError(503, "nobody serves this just now", RETRY)
@@ -124,16 +131,20 @@ class Call:
 
     def done(self, msg: Msg) -> None:
         """It was passed on."""
+        self._taken = None
+        self._acknowledge(msg)
+
+    def _acknowledge(self, msg: Msg, headers: Mapping[str, str] | None = None) -> None:
         if msg.reply and may_answer(msg.reply):
             try:
-                self._connection.publish_soon(msg.reply)
+                self._connection.publish_soon(msg.reply, headers=headers)
             except NexError as error:
                 _log.debug("unacknowledged", f"a message of a stream was not acknowledged: {error}")
 
     def _hear(self, msg: Msg) -> None:
         self._bytes += len(msg.data)
         if self._bytes > _WAITING_BYTES or len(self._come) >= _WAITING_MESSAGES:
-            self._come.clear()
+            self._acknowledge(msg, _GONE)
             self.fail("messages come faster than the client takes them; wait for the acknowledgement of each")
         elif not self._broken:
             self._come.append(msg)

@@ -64,7 +64,8 @@ async def start(options: ConnectOptions) -> AsyncIterator[Start]:
                 run(config, connect=options, gracefully=gracefully, at_once=at_once, on_ready=ready.set_result),
                 name="gateway",
             )
-            await asyncio.wait([ended, ready], return_when=asyncio.FIRST_COMPLETED)
+            waits: list[asyncio.Future[Any]] = [ended, ready]
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if ended.done():
                 await ended
             url = ready.result().url
