@@ -32,10 +32,10 @@ _FIXED = ("deliver_policy", "opt_start_seq", "opt_start_time")
 """What a consumer that has begun cannot change: it has its position."""
 
 
-async def ensure_consumer(api: JetStream, stream: str, name: str, config: Mapping[str, Any]) -> str:
+async def ensure_consumer(api: JetStream, stream: str, name: str, config: Mapping[str, Any], *, mark: str) -> str:
     """Make the durable consumer, or change the one that is there to ``config``; it keeps its position.
 
-    One that was made without any metadata is somebody's own: it is used as it is, if it can be.
+    One without the ``mark`` of ours in its metadata is somebody's own: it is used as it is, if it can be.
 
     Returns:
         When it was made, as JetStream tells it: another time is another consumer, which begins anew.
@@ -56,7 +56,7 @@ async def ensure_consumer(api: JetStream, stream: str, name: str, config: Mappin
         where = f"the consumer {name} of stream {stream}"
         if there.get("deliver_subject") or there.get("ack_policy") != "explicit":
             raise RefusedError(f"{where} is not one to pull from with explicit acknowledgement; name another")
-        if not there.get("metadata"):
+        if mark not in (there.get("metadata") or {}):
             if _filters(there) != _filters(wanted):
                 raise RefusedError(f"{where} has other filters: {', '.join(sorted(_filters(there))) or 'none'}")
             return str(found.get("created", ""))
@@ -133,7 +133,7 @@ def _say(connection: Connection, subject: str, answer: bytes) -> None:
 
 
 class Puller:
-    """Asks a consumer for messages, never for more than there is ``room`` for.
+    """Asks a consumer for messages, one question at a time, and never for more than there is ``room`` for.
 
     ``on_message`` is called in the reading loop. ``on_trouble`` hears, in words, that the consumer does not answer or
     not as it should: call `pull` when it may be asked again, and whenever there is more room.
@@ -158,8 +158,9 @@ class Puller:
         self._on_message = on_message
         self._on_trouble = on_trouble
         self._numbers = itertools.count()
-        self._asked: dict[str, list[float]] = {}
-        """By question: how many messages it still may bring, and when it was last heard of."""
+        self._question = ""
+        self._left = 0  # messages that the question may still bring; they do not tell of which one they are
+        self._heard_at = 0.0
         self._subscription: Subscription | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
@@ -175,19 +176,18 @@ class Puller:
         self._timer = self._loop.call_later(_SILENCE_S, self._look)
 
     def pull(self) -> None:
-        """Ask for as many messages as there is room for, beside those that were asked for before."""
+        """Ask for as many messages as there is room for, unless some may still come that were asked for before."""
         room = self._room()
-        missing = room - int(sum(count for count, _ in self._asked.values()))
-        if self._subscription is None or missing <= 0 or (self._asked and 2 * missing < room):
+        if self._subscription is None or self._left or room <= 0:
             return
-        number = str(next(self._numbers))
-        body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (missing, _EXPIRES_S * 1e9, _HEARTBEAT_S * 1e9)
+        self._question = self._inbox + str(next(self._numbers))
+        body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (room, _EXPIRES_S * 1e9, _HEARTBEAT_S * 1e9)
         try:
-            self._connection.publish_soon(self._verb, body, reply=self._inbox + number)
+            self._connection.publish_soon(self._verb, body, reply=self._question)
         except UnreachableError as error:
             self._on_trouble(str(error))
         else:
-            self._asked[number] = [missing, self._loop.time()]
+            self._left, self._heard_at = room, self._loop.time()
 
     async def aclose(self) -> None:
         """Take no more; the server asks nobody who does not listen, so none is lost."""
@@ -199,33 +199,27 @@ class Puller:
             await subscription.drain()
 
     def _heard(self, msg: Msg) -> None:
-        number = msg.subject[len(self._inbox) :]
-        asked = self._asked.get(number)
-        if asked is not None:
-            asked[1] = self._loop.time()
+        self._heard_at = self._loop.time()
         if (message := Delivered.of(msg)) is not None:
-            if asked is not None:
-                asked[0] -= 1
-                if not asked[0]:
-                    del self._asked[number]
+            self._left = max(0, self._left - 1)
             self._on_message(message)
-        elif msg.status in _ENDS:
-            self._asked.pop(number, None)
             self.pull()
-        elif msg.status != _HEARTBEAT:
-            self._asked.pop(number, None)
-            self._on_trouble((msg.headers or {}).get(DESCRIPTION, "it is not there"))
+        elif msg.subject != self._question or msg.status == _HEARTBEAT:
+            return
+        else:
+            self._left = 0
+            if msg.status in _ENDS:
+                self.pull()
+            else:
+                self._on_trouble((msg.headers or {}).get(DESCRIPTION, "it is not there"))
 
     def _lost(self) -> None:
         """The server has forgotten what we asked."""
-        self._asked.clear()
+        self._left = 0
         self._on_trouble("the connection was lost")
 
     def _look(self) -> None:
-        before = self._loop.time() - _SILENCE_S
-        silent = [number for number, (_, heard) in self._asked.items() if heard < before]
-        for number in silent:
-            del self._asked[number]
         self._timer = self._loop.call_later(_SILENCE_S, self._look)
-        if silent:
+        if self._left and self._heard_at < self._loop.time() - _SILENCE_S:
+            self._left = 0
             self._on_trouble("the consumer does not answer")

@@ -18,7 +18,7 @@ __all__ = ["dead_letter_headers", "event_headers", "schedule_headers"]
 _OURS = "nex-"
 _SYSTEM = "nats-"
 _OPERATIONS = {"DEL": "delete", "PURGE": "purge"}
-_MARKERS = {"MaxAge": "expire", "Purge": "purge", "Remove": "delete"}
+_MARKERS = {"MaxAge": "purge", "Purge": "purge", "Remove": "delete"}
 
 
 def event_headers(trigger: Delivery, event: Delivered) -> dict[str, str]:

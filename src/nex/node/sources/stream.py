@@ -3,11 +3,14 @@
 An event is acknowledged once the function has worked on it, delivered again after a pause if it failed, and goes to
 the dead letter subject after its last try. While a call runs, the server is told so. No event is asked for while there
 is no agent, so that none loses a try by that.
+
+The server may send what was asked for until a moment after nobody listens any more: so we do until the very end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -40,8 +43,10 @@ _ACK_WAIT_S = 15.0
 _FORGOTTEN_S = 30 * 24 * 3600
 """A consumer that nobody has asked anything for that long is removed by the server, its position with it."""
 _COMPLETED = 8192
+_MARK = "nex.namespace"
 _DEAD_LETTER_TIMEOUT_S = 5.0
 _OVERLOAD_S = (0.05, 2.0)
+_PATIENCE_S = 5.0
 _CLOSE_S = 3.0
 _CRASHED = "every try ended without an answer"
 
@@ -85,6 +90,7 @@ class StreamSource(Source):
         self._call: Call | None = None
         self._puller: Puller | None = None
         self._draining = False
+        self._attached = asyncio.Event()
         self._broken = asyncio.Event()
         self._trouble = ""
         self._tasks = TaskOwner(f"source.{trigger.label}", on_bug)
@@ -94,10 +100,15 @@ class StreamSource(Source):
 
     async def attach(self, call: Call) -> None:
         """As `Source.attach`."""
-        first = not self._made
-        if first:
+        if self._puller is None:
             await self._check_stream()
             await self._ensure()
+            await self._open()
+        self._call = call
+        self._attached.set()
+        self._more()
+
+    async def _open(self) -> None:
         puller = Puller(
             self._connection,
             self._api,
@@ -108,30 +119,27 @@ class StreamSource(Source):
             on_trouble=self._heard_trouble,
         )
         await puller.open()
-        self._call, self._puller = call, puller
-        if first:
-            self._tasks.start(self._mend(), name="mend")
-            self._tasks.start(self._tell_progress(), name="progress")
-        puller.pull()
+        self._puller = puller
+        self._tasks.start(self._mend(), name="mend")
+        self._tasks.start(self._tell_progress(), name="progress")
 
     def detach(self) -> None:
-        """As `Source.detach`."""
+        """As `Source.detach`. What was asked for may still come: it waits a little for another agent."""
         self._call = None
-        if self._puller is not None:
-            puller, self._puller = self._puller, None
-            self._tasks.start(puller.aclose(), name="puller")
+        self._attached.clear()
 
     async def drain(self) -> None:
-        """As `Source.drain`."""
+        """As `Source.drain`. What was asked for may still come, and is left to others at once."""
         self._draining = True
-        if self._puller is not None:
-            puller, self._puller = self._puller, None
-            await puller.aclose()
+        self._attached.set()
 
     async def aclose(self) -> None:
         """As `Source.aclose`."""
-        self._draining = True
         self.detach()
+        await self.drain()
+        if self._puller is not None:
+            puller, self._puller = self._puller, None
+            await puller.aclose()
         try:
             async with asyncio.timeout(_CLOSE_S):
                 await self._work.wait()
@@ -165,7 +173,7 @@ class StreamSource(Source):
         )
         config = {
             "description": f"Nex: {trigger.label} of {self._where.namespace}/{self._where.name}",
-            "metadata": {"nex.namespace": self._where.namespace, "nex.workload": self._where.name},
+            "metadata": {_MARK: self._where.namespace, "nex.workload": self._where.name},
             "deliver_policy": start,
             "ack_policy": "explicit",
             "replay_policy": "instant",
@@ -178,7 +186,7 @@ class StreamSource(Source):
             config["filter_subject"] = filters[0]
         elif filters:
             config["filter_subjects"] = list(filters)
-        made = await ensure_consumer(self._api, self._stream, self._durable, config)
+        made = await ensure_consumer(self._api, self._stream, self._durable, config, mark=_MARK)
         if made != self._made:
             self._completed.clear()
             self._made = made
@@ -193,8 +201,6 @@ class StreamSource(Source):
         while True:
             await self._broken.wait()
             self._broken.clear()
-            if self._puller is None:
-                continue
             try:
                 await self._ensure()
             except NexError as error:
@@ -209,8 +215,7 @@ class StreamSource(Source):
                     _log.info("source_back", f"events of {self._trigger.label} come again", consumer=self._durable)
                 tries, said = 0, False
                 _log.debug("source_mended", f"{self._trigger.label}: {self._trouble}", consumer=self._durable)
-                if self._puller is not None:
-                    self._puller.pull()
+                self._more()
 
     async def _tell_progress(self) -> None:
         while True:
@@ -221,7 +226,7 @@ class StreamSource(Source):
     # Events
 
     def _room(self) -> int:
-        return max(0, self._slots.now - len(self._held)) if self._call is not None else 0
+        return 0 if self._call is None or self._draining else max(0, self._slots.now - len(self._held))
 
     def _more(self) -> None:
         if self._puller is not None:
@@ -234,11 +239,9 @@ class StreamSource(Source):
         elif sequence in self._completed:
             self._held[sequence] = event
             self._work.start(self._acknowledge(event), name=f"event.{sequence}")
-        elif self._call is None or self._draining:
-            event.nak(self._connection)
         else:
             self._held[sequence] = event
-            self._work.start(self._serve(event, self._call), name=f"event.{sequence}")
+            self._work.start(self._serve(event), name=f"event.{sequence}")
 
     async def _acknowledge(self, event: Delivered) -> None:
         try:
@@ -247,15 +250,25 @@ class StreamSource(Source):
             self._held.pop(event.sequence, None)
             self._more()
 
-    async def _serve(self, event: Delivered, call: Call) -> None:
+    async def _serve(self, event: Delivered) -> None:
         try:
+            call = await self._agent()
             if event.deliveries > self._trigger.max_deliver:
                 await self._bury(event, _CRASHED)
+            elif call is None:
+                event.nak(self._connection)
             else:
                 await self._try(event, call)
         finally:
             self._held.pop(event.sequence, None)
             self._more()
+
+    async def _agent(self) -> Call | None:
+        if self._call is None and not self._draining:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_PATIENCE_S):
+                    await self._attached.wait()
+        return None if self._draining else self._call
 
     async def _try(self, event: Delivered, call: Call) -> None:
         try:
