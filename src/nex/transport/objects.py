@@ -44,13 +44,16 @@ class ObjectStore:
         self._connection = connection
         self._api = JetStream(connection, domain)
 
-    async def ensure_bucket(self, bucket: str, *, description: str = "", max_bytes: int = -1) -> None:
+    async def ensure_bucket(
+        self, bucket: str, *, description: str = "", max_bytes: int = -1, max_age_s: int = 0
+    ) -> None:
         """Make the bucket if it is not there; one that is there is left as it is.
 
         Args:
             bucket: its name.
             description: for people.
             max_bytes: how much it may hold; -1 is no limit.
+            max_age_s: how long it keeps an object; 0 is for ever.
 
         Raises:
             UsageError: the name is invalid.
@@ -66,6 +69,7 @@ class ObjectStore:
             "storage": "file",
             "discard": "new",
             "max_bytes": max_bytes,
+            "max_age": max_age_s * 1_000_000_000,
             "num_replicas": 1,
             "allow_rollup_hdrs": True,
             "allow_direct": True,
