@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Mapping
 from types import TracebackType
@@ -20,6 +21,7 @@ __all__ = ["RETRY", "Call", "ask", "failure"]
 RETRY = {"Retry-After": "1"}
 _WAITING_BYTES = 8 << 20
 _WAITING_MESSAGES = 4096
+_DRAIN_S = 2.0
 _NO_RESPONDERS = "503"
 _GONE = {ERROR_HEADER: "the client has gone", ERROR_CODE_HEADER: "499"}
 _log = Log("gateway.calls")
@@ -90,11 +92,17 @@ class Call:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._subscription is not None:
-            await self._subscription.unsubscribe()
+        self.fail("it is over")
         for msg in (self._taken, *self._come):
             if msg is not None:
                 self._acknowledge(msg, _GONE)
+        if self._subscription is not None:
+            try:
+                with contextlib.suppress(TimeoutError, NexError):
+                    async with asyncio.timeout(_DRAIN_S):
+                        await self._subscription.drain()  # what is on its way to us is acknowledged too
+            finally:
+                await self._subscription.unsubscribe()
 
     def send(self, subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
         """Ask. Raises `HttpError` as `ask`."""
@@ -142,11 +150,14 @@ class Call:
                 _log.debug("unacknowledged", f"a message of a stream was not acknowledged: {error}")
 
     def _hear(self, msg: Msg) -> None:
+        if self._broken:
+            self._acknowledge(msg, _GONE)
+            return
         self._bytes += len(msg.data)
         if self._bytes > _WAITING_BYTES or len(self._come) >= _WAITING_MESSAGES:
             self._acknowledge(msg, _GONE)
             self.fail("messages come faster than the client takes them; wait for the acknowledgement of each")
-        elif not self._broken:
+        else:
             self._come.append(msg)
             self._woken.set()
 

@@ -235,6 +235,8 @@ class Exchange:
             await self._send_object(reply)
         elif not reply.stream:
             await self._send(reply.status, reply.headers, msg.data)
+            if call is not None:
+                call.done(msg)
         elif call is None:
             raise HttpError(502, "the function answers with a stream, for which this route is not made")
         else:
