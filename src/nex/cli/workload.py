@@ -13,6 +13,7 @@ import click
 from nex.cli.command import DURATION
 from nex.cli.options import Options
 from nex.cli.session import tool_flags
+from nex.cli.triggers import TRIGGER_OPTIONS, TriggerFlags
 from nex.client.artifacts import TYPES, canonical_type
 from nex.client.bundle import FUNCTION_TYPES, Order, split_argv
 from nex.client.pairs import parse_bindings
@@ -40,8 +41,10 @@ _OPTIONS = (
         "triggers",
         multiple=True,
         metavar="SUBJECT",
-        help="What calls the function; may hold wildcards and be given several times. Default: its name.",
+        help="What calls the function; may hold wildcards and be given several times. Default: its name, "
+        "if it has no other trigger.",
     ),
+    *TRIGGER_OPTIONS,
     click.option(
         "--type", "kind", type=click.Choice(list(TYPES)), help="What the workload is. Default: told by the file."
     ),
@@ -90,7 +93,7 @@ _OPTIONS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WorkloadFlags:
+class WorkloadFlags(TriggerFlags):
     """The options of a workload as they were given."""
 
     argv: str
@@ -141,6 +144,7 @@ class WorkloadFlags:
             description=self.description or description,
             essential=self.essential,
             trigger_subjects=self.triggers,
+            triggers=self.events(),
             timeout_ms=round(1000 * (self.time_limit or 0)),
             memory_mib=self.memory or 0,
             parallel=self.parallel or 0,
@@ -186,6 +190,7 @@ def summary(deployed: Deployed, namespace: str) -> dict[str, Any]:
         "location": str(order.location),
         "digest": order.digest,
         "trigger_subjects": list(order.trigger_subjects),
+        "triggers": [trigger.label for trigger in order.triggers],
     }
 
 
@@ -198,8 +203,10 @@ def describe(deployed: Deployed, options: Options) -> list[tuple[str, str]]:
         ("Node", f"{target.name} {target.node_id}".strip()),
     ]
     flags = tool_flags(options)
+    if triggers := (*order.trigger_subjects, *(trigger.label for trigger in order.triggers)):
+        pairs.append(("Triggers", ", ".join(triggers)))
     if how := how_to_call(order, options):
-        pairs += [("Triggers", ", ".join(order.trigger_subjects)), ("Call it", how)]
+        pairs.append(("Call it", how))
     space = f" --namespace {shlex.quote(options.namespace)}" if options.namespace != "default" else ""
     pairs.append(("Logs", f"nex{flags}{space} logs --workload_name {order.name}"))
     pairs.append(("Stop it", f"nex{flags}{space} stop {order.name}"))
@@ -207,8 +214,8 @@ def describe(deployed: Deployed, options: Options) -> list[tuple[str, str]]:
 
 
 def how_to_call(order: Order, options: Options) -> str:
-    """The command that calls a function; nothing for a service."""
-    if order.type not in FUNCTION_TYPES:
+    """The command that calls a function; nothing for a service, and for one that no subject calls."""
+    if order.type not in FUNCTION_TYPES or not order.trigger_subjects:
         return ""
     return f"nats{tool_flags(options)} req {shlex.quote(_literal(order.trigger_subjects[0]))} 'hello'"
 

@@ -12,6 +12,7 @@ from nex.errors import ArtifactError, MessageError, NotFoundError, RefusedError,
 from nex.protocol.control import Connections, DeployRequest
 from nex.protocol.location import Location
 from nex.protocol.subjects import is_pattern
+from nex.protocol.triggers import Trigger, check_triggers
 from nex.security.claims import sign_deploy
 from nex.security.keys import SigningKey
 from nex.security.xkeys import CurveKey, seal_environment, seal_text
@@ -51,6 +52,7 @@ class Order:
     description: str = ""
     essential: bool = False
     trigger_subjects: tuple[str, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
     jsdomain: str = ""
     timeout_ms: int = 0
     memory_mib: int = 0
@@ -69,14 +71,15 @@ class Order:
             UsageError: a service has triggers or a function's limits, a function is essential, or a subject is none.
         """
         is_function = self.type in FUNCTION_TYPES
-        if not is_function and self.trigger_subjects:
+        if not is_function and (self.trigger_subjects or self.triggers):
             raise UsageError("a service runs by itself and takes no trigger subjects")
         if is_function and self.essential:
             raise UsageError("only a service can be essential: a function runs when it is called")
         for subject in self.trigger_subjects:
             if not is_pattern(subject):
                 raise UsageError(f"{subject!r} is no subject that one can subscribe to")
-        if is_function and not self.trigger_subjects:
+        check_triggers(self.triggers)
+        if is_function and not self.trigger_subjects and not self.triggers:
             return replace(self, trigger_subjects=(self.name,))
         return self
 
@@ -98,6 +101,7 @@ class Order:
             sender_public_key=signer.publisher.public,
             target_node=node_id,
             trigger_subjects=self.trigger_subjects,
+            triggers=self.triggers,
             timeout_ms=self.timeout_ms,
             memory_mib=self.memory_mib,
             parallel=self.parallel,

@@ -19,6 +19,7 @@ from nex.hostservices.registry import read_options
 from nex.protocol.base import Message
 from nex.protocol.location import Location
 from nex.protocol.subjects import is_pattern, is_token, is_workload_name
+from nex.protocol.triggers import Trigger, check_triggers
 
 __all__ = [
     "AutostartEntry",
@@ -220,6 +221,7 @@ class AutostartEntry(Message, frozen=True, forbid_unknown_fields=True, kw_only=T
     jsdomain: str = ""
     environment: dict[str, str] = msgspec.field(default_factory=dict)
     trigger_subjects: tuple[str, ...] = ()
+    triggers: tuple[Trigger, ...] = ()
     timeout_ms: int | None = None
     memory_mib: int | None = None
     parallel: int | None = None
@@ -262,6 +264,10 @@ def _check_entry(index: int, entry: AutostartEntry) -> None:
         raise ValueError(f"entry {index}: namespace must be one token of a subject")
     if bad := [subject for subject in entry.trigger_subjects if not is_pattern(subject)]:
         raise ValueError(f"entry {index}: no subject to subscribe to: {bad[0]!r}")
+    try:
+        check_triggers(entry.triggers)
+    except UsageError as error:
+        raise ValueError(f"entry {index}: {error}") from None
 
 
 def _json(text: str) -> Any:

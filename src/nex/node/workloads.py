@@ -220,6 +220,7 @@ class Workloads:
             jsdomain=entry.jsdomain,
             sender_public_key=xkey.public,
             trigger_subjects=entry.trigger_subjects,
+            triggers=entry.triggers,
             timeout_ms=entry.timeout_ms or 0,
             memory_mib=entry.memory_mib or 0,
             parallel=entry.parallel or 0,

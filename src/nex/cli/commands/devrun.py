@@ -30,6 +30,8 @@ DESCRIPTION = "Workload published in devmode"
     examples=(
         ("nex devrun hello.js", "a function, called at the subject hellojs"),
         ("nex devrun hello.ts --trigger_subject 'greet.*' GREETING=Hi", "with its own trigger and an environment"),
+        ("nex devrun bill.js --stream ORDERS:orders.new --dead-letter failed.orders", "called for what a stream holds"),
+        ("nex devrun report.js --cron '0 7 * * MON-FRI' --timezone Europe/Berlin", "called by the clock"),
         ("nex devrun ./echoservice --argv '--port 8080' --essential", "a service that is restarted when it fails"),
         ("nex devrun hello.js --json", "print what was deployed as JSON"),
     ),
