@@ -97,7 +97,14 @@ def read_networks(texts: Iterable[str]) -> tuple[Network, ...]:
     Raises:
         ValueError: one is none.
     """
-    return tuple(ip_network(text) for text in texts)
+    return tuple(map(_network, texts))
+
+
+def _network(text: str) -> Network:
+    try:
+        return ip_network(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} is no network in CIDR notation: {error}") from None
 
 
 def is_public(address: Address) -> bool:
