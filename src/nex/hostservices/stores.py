@@ -9,6 +9,7 @@ import hashlib
 import re
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
 from nex.errors import (
@@ -132,6 +133,16 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
+@dataclass(frozen=True, slots=True)
+class _Opened(Generic[S]):
+    """The stores of one workload, and the name of the bucket of its own."""
+
+    connection: Connection
+    domain: str
+    store: S
+    own: str
+
+
 class StoreService(HostService, Generic[S]):
     """A service on buckets: which one a call means, and that a workload's own is there."""
 
@@ -141,11 +152,11 @@ class StoreService(HostService, Generic[S]):
         self._open = open_store
         self._pattern = pattern
         self._jit_provision = jit_provision
-        self._stores: dict[str, tuple[Connection, str, S]] = {}
+        self._opened: dict[str, _Opened[S]] = {}
 
     async def forget(self, caller: Caller) -> None:
         """The workload is gone."""
-        self._stores.pop(caller.workload_id, None)
+        self._opened.pop(caller.workload_id, None)
 
     @abstractmethod
     async def _provision(self, store: S, bucket: str, description: str) -> None:
@@ -156,7 +167,8 @@ class StoreService(HostService, Generic[S]):
 
         That it is there is found out by using it: one request, and a bucket that was removed comes back.
         """
-        store, bucket = self._store(caller), self._bucket(caller, alias)
+        opened = self._find(caller)
+        store, bucket = opened.store, self._bound(caller, alias) if alias else opened.own
         try:
             try:
                 return await work(store, bucket)
@@ -172,17 +184,15 @@ class StoreService(HostService, Generic[S]):
         except NexError as error:
             raise host_error(error) from error
 
-    def _store(self, caller: Caller) -> S:
-        known = self._stores.get(caller.workload_id)
-        if known is not None and known[0] is caller.connection and known[1] == caller.jsdomain:
-            return known[2]
-        store = self._open(caller.connection, caller.jsdomain)
-        self._stores[caller.workload_id] = caller.connection, caller.jsdomain, store
-        return store
+    def _find(self, caller: Caller) -> _Opened[S]:
+        known = self._opened.get(caller.workload_id)
+        if known is None or known.connection is not caller.connection or known.domain != caller.jsdomain:
+            store = self._open(caller.connection, caller.jsdomain)
+            own = default_bucket(self.kind, caller.namespace, caller.name, self._pattern)
+            known = self._opened[caller.workload_id] = _Opened(caller.connection, caller.jsdomain, store, own)
+        return known
 
-    def _bucket(self, caller: Caller, alias: str) -> str:
-        if not alias:
-            return default_bucket(self.kind, caller.namespace, caller.name, self._pattern)
+    def _bound(self, caller: Caller, alias: str) -> str:
         bound = caller.bindings.get(f"{self.kind}:{alias}")
         if bound is None:
             raise HostError(

@@ -243,15 +243,18 @@ async def follow(
     """
     state = await api.call(f"STREAM.INFO.{stream}")
     born, last = state.get("created"), int(state["state"]["last_seq"]) if updates else 0
-    yield None
-    failures, heard = 0, True
-    while True:
-        from_start = not last and not updates
-        policy: Policy = "last_per_subject" if from_start else "by_start_sequence"
-        consumer = Consumer(connection, api, stream, subject, policy=policy, start=0 if from_start else last + 1)
+    is_told, failures = False, _ATTEMPTS  # the first attempt must do
+    while state.get("created") == born:
+        is_new = not last and not updates
+        policy: Policy = "last_per_subject" if is_new else "by_start_sequence"
+        consumer = Consumer(connection, api, stream, subject, policy=policy, start=0 if is_new else last + 1)
         try:
+            heard = False
             async with consumer, contextlib.aclosing(consumer.live()) as msgs:
-                failures, heard = 0, False
+                failures = 0
+                if not is_told:
+                    is_told = True
+                    yield None
                 async for msg in msgs:
                     last, heard = position(msg).sequence, True
                     yield msg
@@ -263,8 +266,7 @@ async def follow(
             if failures > _ATTEMPTS:
                 raise
             await asyncio.sleep(_HEARTBEAT_S)
-        if state.get("created") != born:
-            raise NotFoundError("stream", stream)
+    raise NotFoundError("stream", stream)
 
 
 def _is_status(msg: Msg) -> bool:

@@ -37,7 +37,9 @@ _OPERATIONS: Final[Mapping[str, Operation]] = {
     "Purge": "purge",
     "MaxAge": "purge",
 }
-_MARKERS_S: Final = 600  # how long the server's own marker of a value that ran out can be seen
+# How long the server's own marker of a value that ran out can be seen. Where keys have a history, no value lives
+# shorter than that: https://github.com/nats-io/nats-server/pull/6818
+_MARKERS_S: Final = 600
 _KEYS_WINDOW: Final = 4096
 _VALUES_WINDOW: Final = 16
 _NS: Final = 1_000_000_000
@@ -100,7 +102,7 @@ class KeyValue:
             "deny_delete": True,
             "allow_direct": True,
             "allow_msg_ttl": True,
-            "subject_delete_marker_ttl": _MARKERS_S * _NS,
+            "subject_delete_marker_ttl": (_MARKERS_S if history == 1 else 1) * _NS,
         }
         try:
             await self._api.call(f"STREAM.INFO.{stream}")

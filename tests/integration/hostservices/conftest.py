@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from nex.hostservices.stores import Kind
+from nex.transport.connection import Connection
+from nex.transport.jetstream import JetStream
+from nex.transport.keyvalue import KeyValue
+from nex.transport.objects import ObjectStore
+
+
+class RealSystem:
+    """The buckets of a nats-server."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+
+    def open_keyvalue(self, connection: Connection, domain: str) -> KeyValue:
+        return KeyValue(connection, domain)
+
+    def open_objects(self, connection: Connection, domain: str) -> ObjectStore:
+        return ObjectStore(connection, domain)
+
+    async def remove(self, kind: Kind, bucket: str) -> None:
+        prefix = {"kv": "KV", "objectstore": "OBJ"}[kind]
+        await JetStream(self.connection).call(f"STREAM.DELETE.{prefix}_{bucket}")
+
+
+@pytest.fixture
+def system(connection: Connection) -> RealSystem:
+    return RealSystem(connection)
