@@ -64,7 +64,7 @@ class Bodies:
 
     @contextlib.asynccontextmanager
     async def open(self, called: str) -> AsyncGenerator[tuple[int, AsyncGenerator[bytes]]]:
-        """Size and pieces of a body that an answer names. One that is in our own bucket is removed afterwards.
+        """Size and pieces of a body that an answer names.
 
         The last piece comes only once all of them are known to be what they were.
 
@@ -78,14 +78,11 @@ class Bodies:
             info, pieces = await self._store.read(bucket, name)
         except (NotFoundError, UsageError) as error:
             raise HttpError(502, "the function answers with an object that is not there") from error
-        try:
-            async with contextlib.aclosing(_one_behind(pieces)) as checked:
-                yield info.size, checked
-        finally:
-            await self.discard(called)
+        async with contextlib.aclosing(_one_behind(pieces)) as checked:
+            yield info.size, checked
 
     async def discard(self, called: str) -> None:
-        """Remove a body from our own bucket. What cannot be removed now, its server removes later."""
+        """Remove a body if it is in our own bucket. What cannot be removed now, its server removes later."""
         bucket, _, name = called.partition("/")
         if bucket != self._bucket:
             return

@@ -161,8 +161,7 @@ class Exchange:
                 finally:
                     self._means.streams.discard(call)
         finally:
-            if stored:
-                self._means.tasks.start(self._means.bodies.discard(stored), name="discard")
+            self._discard(stored)
 
     def _headers(self, match: Match) -> dict[str, str]:
         request, config = self._request, self._means.config
@@ -251,12 +250,20 @@ class Exchange:
         await self._within(response.write_eof())
 
     async def _send_object(self, reply: mapping.Reply) -> None:
-        async with self._means.bodies.open(reply.body_object) as (size, pieces):
-            response = await self._begin(reply, size)
-            if self._request.method != "HEAD":
-                async for piece in pieces:
-                    await self._within(response.write(piece))
-            await self._within(response.write_eof())
+        try:
+            async with self._means.bodies.open(reply.body_object) as (size, pieces):
+                response = await self._begin(reply, size)
+                if self._request.method != "HEAD":
+                    async for piece in pieces:
+                        await self._within(response.write(piece))
+                await self._within(response.write_eof())
+        finally:
+            self._discard(reply.body_object)
+
+    def _discard(self, called: str) -> None:
+        """Have a body removed, by a task that does not end with the client."""
+        if called:
+            self._means.tasks.start(self._means.bodies.discard(called), name="discard")
 
     async def _send_stream(self, reply: mapping.Reply, msg: Msg, call: Call, timeout_s: float) -> None:
         response = await self._begin(reply)
