@@ -7,6 +7,7 @@ import gzip
 import json
 import ssl
 import subprocess
+import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any, cast
@@ -532,3 +533,10 @@ async def test_proxies_of_the_environment_are_not_used(
     monkeypatch.setenv(name, neighbour.url(host="127.0.0.2"))
     await reach().echo(site.url())
     assert not neighbour.seen
+
+
+@pytest.mark.parametrize("module", ["nex.hostservices.registry", "nex.transport.connection"])
+def test_nobody_pays_for_the_web_who_does_not_use_it(module: str) -> None:
+    """nats-py, too, would import aiohttp if it could."""
+    program = f"import sys, {module}; sys.exit('aiohttp' in sys.modules)"
+    subprocess.run([sys.executable, "-c", program], check=True)

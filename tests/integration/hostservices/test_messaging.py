@@ -1,0 +1,34 @@
+"""Messages of workloads, on a real server."""
+
+from __future__ import annotations
+
+from nex.hostservices.base import Caller
+from nex.hostservices.messaging import MessagingOptions, MessagingService
+from nex.hostservices.router import Router
+from nex.protocol.hostcalls import Answer, Publish, Request
+from nex.testing.hostservices_web_contract import MessagingContract
+from nex.testing.servers import config_server
+from nex.transport.connection import Connection
+from nex.transport.options import ConnectOptions
+
+
+class TestMessaging(MessagingContract):
+    pass
+
+
+async def test_what_the_server_does_not_allow_is_told() -> None:
+    rules = "{ users: [{ user: u, password: p, permissions: { publish: [ok.>] } }] }"
+    async with config_server(f"port: -1, authorization: {rules}") as server:
+        options = ConnectOptions(servers=(server.client_url,), user="u", password="p")
+        async with await Connection.open(options, on_event=lambda _: None) as connection:
+            router = Router([MessagingService(MessagingOptions())])
+            caller = Caller(workload_id="w1", namespace="ns", name="w", connection=connection, messaging=connection)
+            session = router.session(caller)
+            head, _ = await session.call(Request(subject="forbidden").encode(), b"")
+            assert Answer.decode(head).error == "denied"
+            head, _ = await session.call(Request(subject="ok.nobody").encode(), b"")
+            assert Answer.decode(head).error == "unavailable"
+            await connection.close()
+            head, _ = await session.call(Publish(subject="ok.a").encode(), b"")
+            assert Answer.decode(head).error == "unavailable"
+            await router.aclose()
