@@ -75,15 +75,12 @@ class ScheduleSource(Source):
     async def _catch_up(self, call: Call) -> None:
         now_ms = self._clock.now_ms()
         try:
-            last_ms = await self._turns.last_ms()
-            if last_ms is None:
-                await self._turns.begin(now_ms)
-                return
+            last_ms = await self._turns.last_ms(now_ms)
         except NexError as error:
             _log.warn("schedule_unknown", f"{self._trigger.label}: whether times were missed is unknown: {error}")
             return
         missed_ms = self._times.last(now_ms)
-        if missed_ms > last_ms:
+        if last_ms is not None and missed_ms > last_ms:
             await self._take(missed_ms, call)
 
     async def _take(self, due_ms: int, call: Call) -> None:

@@ -1,46 +1,51 @@
 """Whose turn it is when a schedule is due on several nodes: who first writes the time into a bucket of JetStream.
 
 Each schedule has one key, whose value is the last time that was taken. A write names the revision it replaces, so one
-node alone succeeds for one time, whatever their clocks say. The bucket is ``nex_schedules``, laid out as every other.
+node alone succeeds for one time, whatever their clocks say. The bucket is ``nex_schedules``.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 
-from nex.errors import UnreachableError
+from nex.errors import NotFoundError, UnreachableError
 from nex.telemetry.logs import Log
 from nex.transport.connection import Connection
-from nex.transport.jetstream import JetStream, JetStreamError
+from nex.transport.jetstream import JetStreamError
+from nex.transport.keyvalue import KeyValue
 
 __all__ = ["Turns"]
 
 _log = Log("node.sources")
 _BUCKET = "nex_schedules"
-_STREAM = f"KV_{_BUCKET}"
-_EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 _FORGOTTEN_S = 400 * 24 * 3600
-_TAKE_TRIES = 3
+_TRIES = 3
 
 
 class Turns:
-    """The turns of one schedule, ``whose`` it is said by a text that no other has."""
+    """The turns of one schedule; ``whose`` is a text that no other schedule has."""
 
     def __init__(self, connection: Connection, domain: str, whose: str) -> None:
         self._connection = connection
-        self._api = JetStream(connection, domain)
-        self._subject = f"$KV.{_BUCKET}.{hashlib.sha256(whose.encode()).hexdigest()[:40]}"
+        self._store = KeyValue(connection, domain)
+        self._key = hashlib.sha256(whose.encode()).hexdigest()[:40]
         self._found = False
         self._alone = False
 
-    async def last_ms(self) -> int | None:
-        """The last time that was taken by anybody, in Unix milliseconds; None if none was, or nobody knows.
+    async def last_ms(self, now_ms: int) -> int | None:
+        """The last time that was taken by anybody, in Unix milliseconds; None if nobody can know.
+
+        If none ever was, times count as missed from ``now_ms`` on.
 
         Raises:
             NexError: JetStream does not answer.
         """
-        return (await self._read())[1] if await self._open() else None
+        if not await self._open():
+            return None
+        revision, last_ms = await self._read()
+        if revision == 0 and await self._write(now_ms, revision):
+            last_ms = now_ms
+        return last_ms
 
     async def take(self, time_ms: int) -> bool:
         """Whether the turn for that time is ours. Without JetStream every node's is.
@@ -50,42 +55,21 @@ class Turns:
         """
         if not await self._open():
             return True
-        for _ in range(_TAKE_TRIES):
+        for _ in range(_TRIES):
             revision, last_ms = await self._read()
-            if last_ms is not None and last_ms >= time_ms:
+            if last_ms >= time_ms:
                 return False
-            with contextlib.suppress(_OutdatedError):
-                await self._write(revision, time_ms)
+            if await self._write(time_ms, revision):
                 return True
         return False
-
-    async def begin(self, now_ms: int) -> None:
-        """Have times count as missed from now on, if no turn was ever taken."""
-        if await self._open() and (await self._read())[1] is None:
-            with contextlib.suppress(_OutdatedError):
-                await self._write(0, now_ms)
 
     async def _open(self) -> bool:
         if self._found:
             return True
-        config = {
-            "name": _STREAM,
-            "description": "Nex: when schedules were last due",
-            "subjects": [f"$KV.{_BUCKET}.>"],
-            "max_msgs_per_subject": 1,
-            "max_age": _FORGOTTEN_S * 1_000_000_000,
-            "max_msg_size": 64,
-            "storage": "file",
-            "discard": "new",
-            "allow_rollup_hdrs": True,
-            "allow_direct": True,
-            "deny_delete": True,
-        }
         try:
-            await self._api.call(f"STREAM.CREATE.{_STREAM}", config)
-        except JetStreamError as error:
-            if not error.is_name_taken:
-                raise
+            await self._store.ensure_bucket(
+                _BUCKET, description="Nex: when schedules were last due", ttl_s=_FORGOTTEN_S
+            )
         except UnreachableError:
             if not self._connection.is_connected:
                 raise
@@ -100,23 +84,25 @@ class Turns:
         self._found = True
         return True
 
-    async def _read(self) -> tuple[int, int | None]:
+    async def _read(self) -> tuple[int, int]:
         try:
-            stored = await self._api.last(_STREAM, self._subject)
-        except JetStreamError as error:
-            if error.is_message_missing:
-                return 0, None
-            raise
-        return stored.sequence, int(stored.data) if stored.data.isdigit() else None
+            entry = await self._store.get(_BUCKET, self._key)
+        except NotFoundError as error:
+            if error.kind != "key":  # somebody has removed the bucket: the next time makes it anew
+                self._found = False
+                raise
+            return 0, 0
+        return entry.revision, int(entry.value) if entry.value.isdigit() else 0
 
-    async def _write(self, revision: int, time_ms: int) -> None:
+    async def _write(self, time_ms: int, revision: int) -> bool:
+        """Whether nobody else has written meanwhile."""
         try:
-            await self._api.publish(self._subject, b"%d" % time_ms, {_EXPECTED: str(revision)})
+            if revision:
+                await self._store.update(_BUCKET, self._key, b"%d" % time_ms, revision)
+            else:
+                await self._store.create(_BUCKET, self._key, b"%d" % time_ms)
         except JetStreamError as error:
             if error.is_conflict:
-                raise _OutdatedError from error
+                return False
             raise
-
-
-class _OutdatedError(Exception):
-    """Somebody else has written meanwhile."""
+        return True
