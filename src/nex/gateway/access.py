@@ -1,4 +1,4 @@
-"""Who may call: bearer tokens, and pages of other origins. Pure."""
+"""Who may call: bearer tokens, names of the gateway, pages of other origins. Pure."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from urllib.parse import urlsplit
 
 from nex.gateway.problems import HttpError
 
-__all__ = ["check_origin", "check_token", "cors_headers", "digest", "preflight_headers"]
+__all__ = ["check_host", "check_origin", "check_token", "cors_headers", "digest", "preflight_headers"]
 
 _SAFE = frozenset({"GET", "HEAD", "OPTIONS"})
 _NAMES = re.compile(r"[A-Za-z0-9_\-]+(?:\s*,\s*[A-Za-z0-9_\-]+){0,63}")
 _MAX_AGE_S = 600
+_PORT = re.compile(r":[0-9]*$")
 
 
 def digest(token: str) -> bytes:
@@ -54,6 +55,18 @@ def check_origin(method: str, headers: Mapping[str, str], allowed: tuple[str, ..
     if not site and _host(origin) == headers.get("Host", "").lower():
         return
     raise HttpError(403, "pages of this origin may not call; allow it with --cors-origin")
+
+
+def check_host(host: str, allowed: tuple[str, ...]) -> None:
+    """See that a request is for one of our names, if there are any; ports do not matter.
+
+    A page can have its own name lead to our address, and would then be of no other origin.
+
+    Raises:
+        HttpError: 421.
+    """
+    if allowed and _PORT.sub("", host.lower()) not in allowed:
+        raise HttpError(421, "this is not a name of the gateway")
 
 
 def cors_headers(origin: str, allowed: tuple[str, ...]) -> dict[str, str]:

@@ -25,6 +25,7 @@ _MIB = 1 << 20
 _LISTEN = re.compile(r"(?:\[([0-9A-Fa-f:.%a-z]+)\]|([^\s:\[\]/]*)):([0-9]{1,5})")
 _MOST_PORT = 65535
 _ORIGIN = re.compile(r"\*|https?://[^\s/?#@]+")
+_HOST = re.compile(r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]")
 _HEADER = re.compile(r"[a-z0-9_*-]+")
 _BUCKET = re.compile(r"[a-zA-Z0-9_-]+")
 _CONTENT_TYPE = re.compile(r"[\w.+-]+/[\w.+-]+(?:\s*;\s*[\w.+-]+=[\w.+-]+)*", re.ASCII)
@@ -70,6 +71,7 @@ class GatewayConfig:
         tls: files of certificate and key; None is plain HTTP.
         tokens: digests of the bearer tokens, one of which each request must carry; none means that anybody may call.
         origins: of pages that may call, or ``*``; in lower case.
+        hosts: names that it may be called by, without ports, in lower case; none means any.
         headers: names of request headers that functions see beside those of `request_headers`; in lower case.
         timeout_s: how long an answer may take.
         max_body: largest body of a request, in bytes; None is 64 MiB, or the message limit where there is no bucket.
@@ -89,6 +91,7 @@ class GatewayConfig:
     tls: tuple[Path, Path] | None = None
     tokens: frozenset[bytes] = field(default=frozenset(), repr=False)
     origins: tuple[str, ...] = ()
+    hosts: tuple[str, ...] = ()
     headers: tuple[str, ...] = ()
     timeout_s: float = 30.0
     max_body: int | None = None
@@ -123,6 +126,7 @@ class _File(msgspec.Struct, forbid_unknown_fields=True):
     tls_key: str = ""
     bearer_file: str = ""
     cors_origins: list[str] = []
+    hosts: list[str] = []
     headers: list[str] = []
     timeout: str = "30s"
     max_body: Bytes | None = None
@@ -250,6 +254,7 @@ def _assemble(told: _File, flagged: tuple[Route, ...], environ: Mapping[str, str
         tls=(Path(told.tls_cert), Path(told.tls_key)) if told.tls_cert and told.tls_key else None,
         tokens=_tokens(told.bearer_file, environ.get(BEARER_ENV, ""), reading),
         origins=reading.fits("cors_origins", [o.lower() for o in told.cors_origins], _ORIGIN, "origin"),
+        hosts=reading.fits("hosts", [h.lower() for h in told.hosts], _HOST, "name without a port"),
         headers=reading.fits("headers", [h.lower() for h in told.headers], _HEADER, "name of a header"),
         timeout_s=reading.duration_s("timeout", told.timeout),
         max_body=told.max_body,

@@ -15,7 +15,7 @@ from multidict import CIMultiDict
 
 from nex.errors import NexError
 from nex.gateway import headers as mapping
-from nex.gateway.access import check_origin, check_token, cors_headers, preflight_headers
+from nex.gateway.access import check_host, check_origin, check_token, cors_headers, preflight_headers
 from nex.gateway.bodies import Bodies
 from nex.gateway.calls import RETRY, Call, ask, failure
 from nex.gateway.config import GatewayConfig
@@ -116,6 +116,7 @@ class Exchange:
         origin = request.headers.get("Origin", "")
         if request.method == "OPTIONS" and origin and "Access-Control-Request-Method" in request.headers:
             return await self._say_preflight(origin)
+        check_host(request.headers.get("Host", ""), config.hosts)
         check_origin(request.method, request.headers, config.origins)
         check_token(request.headers.get("Authorization", ""), config.tokens)
         if request.method == "OPTIONS" and (methods := self._methods_without_own_options()):
@@ -293,8 +294,8 @@ class Exchange:
         await self._send(error.status, {**error.headers, "Content-Type": PROBLEM_TYPE}, error.document)
 
     def _with_ours(self, headers: Mapping[str, str]) -> CIMultiDict[str]:
-        ours = {"Server": "nex", "X-Content-Type-Options": "nosniff"}
-        merged = CIMultiDict(ours | dict(headers))
+        merged = CIMultiDict({"Server": "nex", "X-Content-Type-Options": "nosniff"})
+        merged.update(headers)
         merged.extend(cors_headers(self._request.headers.get("Origin", ""), self._means.config.origins))
         return merged
 
@@ -315,7 +316,7 @@ class Exchange:
     def _write_log(self, took_s: float) -> None:
         response, request = self._response, self._request
         path = self._path + (self._mark + self._query if self._means.config.log_query else "")
-        shown = path.encode("ascii", "backslashreplace").decode()
+        shown = "".join(c if " " < c < "\x7f" else "?" for c in path)
         status = response.status if response is not None else 499
         fields = {"route": self._route, "reason": self._outcome}
         _log.info(

@@ -84,6 +84,7 @@ _OUR_PREFIXES = ("nex-", "nats-", "access-control-")
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,128}")
 _UNFIT_VALUE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _MAX_VALUE_CHARS = 8192
+_MAX_ERROR_CHARS = 1024
 _OK = 200
 _LEAST_ERROR, _MOST_STATUS = 400, 599
 _SERVER_ERROR = 500
@@ -152,6 +153,7 @@ def read_reply(headers: Mapping[str, str] | None, content_type: str) -> Reply:
     error = found.get(ERROR_HEADER.lower(), ("", None))[1]
     if error is not None or ERROR_CODE_HEADER.lower() in found:
         code = found.get(ERROR_CODE_HEADER.lower(), ("", ""))[1]
+        error = "".join(c if c.isprintable() else " " for c in (error or "")[:_MAX_ERROR_CHARS])
         known = code.isascii() and code.isdecimal() and _LEAST_ERROR <= int(code[:9]) <= _MOST_STATUS
         status, error = (int(code) if known else _SERVER_ERROR), error or "the function failed"
     passed = {

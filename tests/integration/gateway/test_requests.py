@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -16,6 +17,7 @@ from nex.errors import UnreachableError, UsageError
 from nex.gateway import exchange, gateway
 from nex.gateway.config import resolve
 from nex.gateway.routes import Route
+from nex.protocol.subjects import matches
 from nex.transport.connection import Connection, Msg
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
@@ -257,6 +259,32 @@ async def test_what_is_no_http_is_told_so(start: Start, service: Service) -> Non
             answer = await reader.readline()
             assert answer.split(b" ")[1].startswith(status), (line, answer)
     assert len(service.heard) == 2
+
+
+async def test_no_bytes_reach_a_subject_outside_the_routes(start: Start, service: Service) -> None:
+    """Whatever stands in the head of a request, the server sees messages for the routes' subjects alone."""
+    running = await start("GET /o/{id}=o.{id}.get", "* /f/{rest*}=f.{rest*}", map=("call.me",), headers=("*",))
+    heard: list[str] = []
+
+    def hear(msg: Msg) -> None:
+        if not msg.subject.startswith("_INBOX."):
+            heard.append(msg.subject)
+            service.connection.publish_soon(msg.reply)
+
+    await service.connection.subscribe_direct(">", hear)
+    chance = random.Random(1)  # noqa: S311 - the same bytes in every run
+    pieces = b"/ / o f call me . .. * > $SYS $JS.API.INFO _INBOX %2e %2F %24 % %00 %0d%0a %20 ? # http://x a b".split()
+    pieces += [b"\t", b"\r", b"\xff", b"\xc3\xa4", b"%c3%a4"]
+    for _ in range(400):
+        target = b"/" + chance.choice([b"", b"o/", b"f/", b"call/me/"])
+        target += b"".join(chance.choices(pieces, k=chance.randrange(6)))
+        value = b"".join(chance.choices(pieces, k=3))
+        async with running.raw() as (reader, writer), asyncio.timeout(10):
+            writer.write(b"GET %b HTTP/1.1\r\nHost: x\r\nX-A: %b\r\nConnection: close\r\n\r\n" % (target, value))
+            assert (await reader.readline()).split(b" ")[1] in {b"200", b"400", b"404"}, target
+    patterns = ("o.*.get", "f.>", "call.me.>")
+    assert len(set(heard)) > 10
+    assert all(any(matches(pattern, subject) for pattern in patterns) for subject in heard), heard
 
 
 async def test_connections_are_kept(start: Start, service: Service) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from nex.errors import ConfigError
-from nex.gateway.access import check_origin, check_token, cors_headers, digest, preflight_headers
+from nex.gateway.access import check_host, check_origin, check_token, cors_headers, digest, preflight_headers
 from nex.gateway.config import GatewayConfig, Listen, resolve
 from nex.gateway.problems import HttpError
 from nex.gateway.routes import Route
@@ -86,6 +86,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
             bearer_file=str(tmp_path / "tokens"),
             cors_origins=("example.com",),
             headers=("a b",),
+            hosts=("a:80",),
             timeout="soon",
             drain="0s",
             body_bucket="a.b",
@@ -100,6 +101,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         "bearer_file",
         "cors_origins",
         "headers",
+        "hosts",
         "timeout",
         "drain",
         "body_bucket, reply_buckets",
@@ -177,6 +179,17 @@ def test_pages_of_other_origins_cannot_call(
     with pytest.raises(HttpError) as caught:
         check_origin(method, headers, allowed)
     assert caught.value.status == 403
+
+
+@pytest.mark.parametrize("host", ["localhost", "LOCALHOST:8080", "[::1]:80", "[::1]"])
+def test_only_names_of_the_gateway_are_served(host: str) -> None:
+    names = read(hosts=("Localhost", "[::1]")).hosts
+    check_host(host, names)
+    check_host("anything", ())
+    for other in ("", "evil.example:8080", "localhost.evil.example", "::1"):
+        with pytest.raises(HttpError) as caught:
+            check_host(other, names)
+        assert caught.value.status == 421
 
 
 def test_allowed_origins_may_read_answers() -> None:
