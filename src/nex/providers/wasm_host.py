@@ -285,7 +285,8 @@ class HostFunctions:
             return
         self._set_result(answer.value, [(answer.value, body)], answer.stream)
         self._result_next()  # there without asking
-        self._is_taken = getattr(call, "streams", False) or isinstance(call, hostcalls.StreamRead)
+        of_program = hostcalls.StreamRead | hostcalls.StreamWrite
+        self._is_taken = getattr(call, "streams", False) or isinstance(call, of_program)
 
     def _whole(self, answer: Answer, body: bytes) -> bytes:
         """All of a body, of a list that is of use only when it is complete."""

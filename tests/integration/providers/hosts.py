@@ -60,16 +60,30 @@ class MemoryHost:
             return (Answer().encode() if isinstance(call, hostcalls.StreamClose) else _not_found()), b""
         began, data = self.streams[call.stream]
         match call:
+            case hostcalls.StreamRead() if isinstance(began, hostcalls.KvWatch):
+                data += b"."  # one for each that was told
+                return self._change(len(data) - 1, call.stream)
             case hostcalls.StreamRead():
                 return self._give(None, bytes(data), call.stream, began)
             case hostcalls.StreamWrite():
                 data += body
+                return Answer(stream=call.stream).encode(), b""
             case hostcalls.StreamEnd():
                 del self.streams[call.stream]
                 return self._carry_out(began, bytes(data) + body)
             case _:
                 del self.streams[call.stream]
         return Answer().encode(), b""
+
+    def _change(self, told: int, number: int) -> tuple[bytes, bytes]:
+        """One more of the changes there were; the real one waits for the next, this one ends."""
+        changes = [(key, *entry) for key, entries in sorted(self.keys.items()) for entry in entries]
+        key, revision, data = changes[told]
+        if told + 1 == len(changes):
+            del self.streams[number]
+            number = 0
+        value = {"key": key, "revision": revision, "operation": "put", "created": "2030-01-01T00:00:00Z"}
+        return Answer(value=value, stream=number).encode(), data
 
     def _give(self, value: Any, data: bytes, number: int, call: Call) -> tuple[bytes, bytes]:
         piece, rest = data[: self._piece_bytes], data[self._piece_bytes :]
@@ -104,14 +118,13 @@ class MemoryHost:
             case hostcalls.KvHistory():
                 entries = self.keys.get(call.key, [])
                 value = [
-                    {"revision": n, "operation": "PUT", "created": "2030-01-01T00:00:00Z", "size": len(each)}
+                    {"revision": n, "operation": "put", "created": "2030-01-01T00:00:00Z", "size": len(each)}
                     for n, each in entries
                 ]
                 data = b"".join(each for _, each in entries)
             case hostcalls.KvWatch():
-                changes = [(key, *entry) for key, entries in sorted(self.keys.items()) for entry in entries]
-                key, revision, data = changes[0]
-                value = {"key": key, "revision": revision, "operation": "PUT", "created": "2030-01-01T00:00:00Z"}
+                self.streams[number := next(self._ids)] = (call, bytearray())
+                return Answer(stream=number).encode(), b""
             case hostcalls.ObjectPut():
                 value = {"name": call.name, "size": len(body), "description": call.description}
                 value["metadata"] = call.metadata

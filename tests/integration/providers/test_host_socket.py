@@ -8,9 +8,12 @@ import asyncio
 import base64
 import http.client
 import json
+import os
+import re
 import shutil
 import socket
 import stat
+import sys
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +23,7 @@ import pytest
 
 from nex.errors import StartError
 from nex.processes import Exit
+from nex.protocol import hostcalls
 from nex.protocol.hostcalls import HEAD_BYTES, PIECE_BYTES
 from nex.providers.hostsocket import HostSocket
 from nex.providers.native import NativeProvider
@@ -152,7 +156,7 @@ async def test_changes_come_line_by_line(ask: Callable[..., Any]) -> None:
     changes = await ask("GET", "/kv?watch")
     assert changes.headers["Content-Type"] == "application/x-ndjson"
     assert [json.loads(line) for line in changes.body.splitlines()] == [
-        {"key": "a", "revision": 1, "operation": "PUT", "created": "2030-01-01T00:00:00Z", "data": "eA=="}
+        {"key": "a", "revision": 1, "operation": "put", "created": "2030-01-01T00:00:00Z", "data": "eA=="}
     ]
 
 
@@ -258,6 +262,32 @@ async def test_curl(path: Path, tmp_path: Path, host: MemoryHost) -> None:
     await curl("-T", str(large), "http://nex/objects/large")
     assert host.objects["large"][1] == DATA * 3
     assert await curl("http://nex/objects/large") == DATA * 3
+
+
+async def test_the_handbook(path: Path, tmp_path: Path, host: MemoryHost) -> None:
+    """Its lines do what it says."""
+    page = (Path(__file__).parents[3] / "docs" / "howto" / "services.md").read_text()
+    (script,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    shell = "".join(line + "\n" for line in page.splitlines() if line.startswith("curl "))
+    assert shell.count("curl ") == 5
+    (tmp_path / "report.pdf").write_bytes(DATA)
+    await _run([sys.executable, "-c", script], path, tmp_path)
+    assert host.keys["greeting"][-1][1] == b"hello"
+    if shutil.which("curl") is None:
+        pytest.skip("there is no curl here")
+    host.keys.clear()
+    await _run(
+        ["sh", "-ec", shell.replace("curl ", "curl --silent --show-error --fail --output /dev/null ")], path, tmp_path
+    )
+    assert host.keys["greeting"][-1][1] == b"hello"
+    assert host.objects["report.pdf"][1] == DATA
+    assert [type(call) for call, _ in host.calls[-2:]] == [hostcalls.Request, hostcalls.HttpFetch]
+
+
+async def _run(argv: list[str], path: Path, folder: Path) -> None:
+    environment = {**os.environ, "NEX_HOST_SERVICES": str(path)}
+    process = await asyncio.create_subprocess_exec(*argv, env=environment, cwd=folder)
+    assert await process.wait() == 0
 
 
 # In a service

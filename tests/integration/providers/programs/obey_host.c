@@ -75,10 +75,13 @@ static void obey(char *line) {
     } else if (strcmp(verb, "history") == 0) {
         if ((status = nex_kv_history(NULL, a)) == NEX_OK) print_list("revision", "operation");
     } else if (strcmp(verb, "watch") == 0) {
-        if ((status = nex_kv_watch(NULL, a, 0)) == NEX_OK) {
+        status = nex_kv_watch(NULL, a, 0);
+        int64_t stream = nex_result_stream();
+        if (status == NEX_OK && (status = nex_stream_read(stream, 5000)) == NEX_OK) {
             nex_result_text("key", text, sizeof text);
             printf("%s %" PRId64 " ", text, nex_result_number("revision"));
             print_result();
+            status = nex_stream_close(stream);
         }
     } else if (strcmp(verb, "put") == 0) {
         size = (uint32_t)atol(b);
