@@ -20,6 +20,7 @@ from nex import __version__
 from nex.agent.channels import Channels
 from nex.agent.link import connect
 from nex.agent.place import Place
+from nex.agent.rehearsal import rehearse
 from nex.agent.work import Work
 from nex.errors import MessageError, NexError, RefusedError, UnreachableError, UsageError
 from nex.processes import Confinement, kill_all_below, reap_adopted
@@ -60,6 +61,7 @@ class Agent:
         self._tasks = TaskOwner("agent", self._bug)
         self._work: Work | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._rehearsing: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
 
     async def open(self, ready: Ready) -> None:
@@ -74,6 +76,7 @@ class Agent:
             connection.subscribe(agent_subject(self._id, "start"), self._on_start),
             connection.subscribe(agent_subject(self._id, "stop"), self._on_stop),
             connection.subscribe_direct(agent_subject(self._id, "ping"), self._on_ping),
+            connection.subscribe(agent_subject(self._id, "rehearse"), self._on_rehearse),
             connection.request(host_subject(self._id, "ready"), ready.encode(), timeout_s=_READY_TIMEOUT_S),
         )
         if answer.headers and (reason := answer.headers.get(ERROR_HEADER)):
@@ -103,7 +106,17 @@ class Agent:
         if msg.reply:
             self._send(msg.reply, reply.encode())
 
+    async def _on_rehearse(self, msg: Msg) -> None:
+        if self._place.rehearses and self._work is None and self._rehearsing is None:
+            self._rehearsing = self._tasks.start(rehearse(self._place), name="rehearse")
+            await asyncio.wait((self._rehearsing,))
+        if msg.reply:
+            self._send(msg.reply, b"")
+
     async def _start(self, request: StartRequest) -> StartReply:
+        if self._rehearsing is not None:
+            self._rehearsing.cancel()
+            await asyncio.wait((self._rehearsing,))
         if self._work is not None:
             raise RefusedError("this machine has had its workload")
         self._work = Work(
@@ -151,9 +164,9 @@ class Agent:
             await self._work.stop(_GRACE_AT_END_S)
 
 
-def handshake(types: tuple[str, ...], started_ns: int) -> Ready:
+def handshake(types: tuple[str, ...], started_ns: int, *, rehearses: bool = False) -> Ready:
     """What an agent says first: the ``types`` of workloads that it can run, and since when it is itself."""
-    return Ready(version=__version__, workload_types=types, pid=os.getpid(), started_ns=started_ns)
+    return Ready(version=__version__, workload_types=types, pid=os.getpid(), started_ns=started_ns, rehearses=rehearses)
 
 
 async def serve(hello: Hello, place: Place, ready: Ready, greeting: Greeting | None = None) -> None:
@@ -207,7 +220,7 @@ def live(
     try:
         with runner:
             hello = read_hello()
-            ready = handshake(types, max(hello.time_ns, time.time_ns()))
+            ready = handshake(types, max(hello.time_ns, time.time_ns()), rehearses=place.rehearses)
             # Said before all else: what follows takes a clone longer than its host takes to hear it and to give orders.
             greeting = say_ready(hello, place.channels, ready) if place.channels is not None else None
             if on_hello is not None:
@@ -232,7 +245,7 @@ def say_ready(hello: Hello, channels: Channels, ready: Ready) -> Greeting:
         name=_name(hello),
         jwt=hello.credentials.jwt,
         secret=hello.credentials.secret or SigningKey.from_seed(hello.credentials.seed).secret,
-        subjects=[agent_subject(hello.machine_id, verb) for verb in ("start", "stop", "ping")],
+        subjects=[agent_subject(hello.machine_id, verb) for verb in ("start", "stop", "ping", "rehearse")],
         first=(host_subject(hello.machine_id, "ready"), ready.encode()),
     )
 

@@ -5,11 +5,13 @@ and waits there for the hello: this is where a machine may be snapshotted and cl
 it is an agent until its stream ends; then the machine does. What goes wrong is on the console.
 
 The kernel's command line may say: ``nex.disk_mib=<n>``, what its workload may write; ``nex.net=<address>/<prefix>,
-<gateway>,<resolver>,…``; ``nex.spare=0``, to do nothing beforehand, which pays in machines made of a snapshot only.
+<gateway>,<resolver>,…``; ``nex.spare=0``, to do nothing beforehand, which pays in machines made of a snapshot only;
+``nex.rehearse=1``, that those are emulated, where it pays to rehearse a workload before there is one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import traceback
 from collections.abc import Mapping
@@ -45,15 +47,19 @@ def _live() -> int:
     told = kernel.arguments()
     confinement = _settle(told)
     spares: tuple[type[Provider], ...] = ()
+    rehearses = False
     if told.get("spare") == "0":
         runner = new_runner()
     else:
         prepare()
-        spares, runner = start_spares(confinement), warm_runner()
+        rehearses = told.get("rehearse") == "1"
+        with kernel.fixed_addresses() if rehearses else contextlib.nullcontext():
+            spares = start_spares(confinement, each=2 if rehearses else 1)  # one of them for the rehearsal
+        runner = warm_runner()
     gc.collect()
     gc.freeze()
     channels = open_channels()
-    place = Place(mounts.WORK_FOLDER, channels, confinement, spares)
+    place = Place(mounts.WORK_FOLDER, channels, confinement, spares, rehearses)
     return live(lambda: Hello.decode(channels.hello()), place, runner, on_hello=kernel.renew)
 
 

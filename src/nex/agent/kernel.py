@@ -11,18 +11,19 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
 from nex.protocol.agent import Hello
 
-__all__ = ["arguments", "harden", "hold_standard_files", "renew", "restart"]
+__all__ = ["arguments", "fixed_addresses", "harden", "hold_standard_files", "renew", "restart"]
 
 _RNDADDENTROPY: Final = 0x40085203
 _RNDRESEEDCRNG: Final = 0x5207
 _RESTART: Final = 0x01234567
 _ENTROPY_LIMIT_BYTES: Final = 256
+_ADDRESSES: Final = Path("/proc/sys/kernel/randomize_va_space")
 _BOOT_AT_MOST_NS: Final = 300 * 10**9
 # What strangers' code has no use for, and what has let it out of guests before.
 _SETTINGS: Final = (
@@ -50,6 +51,20 @@ def arguments(line: str | None = None) -> Mapping[str, str]:
     words = (Path("/proc/cmdline").read_text() if line is None else line).split()
     pairs = (word.removeprefix("nex.").partition("=") for word in words if word.startswith("nex."))
     return {name: value for name, _, value in pairs}
+
+
+@contextlib.contextmanager
+def fixed_addresses() -> Generator[None]:
+    """Programs that are started meanwhile have their code at the same addresses.
+
+    An emulator keeps what it translates by address, too: what was translated for one process serves the other.
+    """
+    before = _ADDRESSES.read_text()
+    _ADDRESSES.write_text("0")
+    try:
+        yield
+    finally:
+        _ADDRESSES.write_text(before)
 
 
 def harden() -> None:

@@ -55,7 +55,8 @@ class Bounds:
 
     def _set(self, group: Cgroup) -> None:
         limits = self._limits
-        free = max(_KEPT_BYTES, _available_bytes() - _KEPT_BYTES)
+        used = group.usage()[1]  # by what was started for a workload: it runs in that, or that ends
+        free = max(_KEPT_BYTES, _available_bytes() + used - _KEPT_BYTES)
         memory_bytes = min(limits.total_memory_bytes or free, free)
         try:
             group.set(cpus=limits.cpus, memory_bytes=memory_bytes, pids=limits.pids or _PIDS)

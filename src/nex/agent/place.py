@@ -21,9 +21,11 @@ class Place:
         channels: the streams to the node; None where the agent connects to the node's address itself.
         confinement: how processes that run the workload's code are started.
         spares: the providers that have something started for a workload that may come.
+        rehearses: whether it pays here to rehearse a workload, and the spares are there for that, too.
     """
 
     folder: Path
     channels: Channels | None = None
     confinement: Confinement = field(default_factory=Confinement)
     spares: tuple[type[Provider], ...] = ()
+    rehearses: bool = False

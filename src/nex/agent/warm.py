@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import socket
 import sys
 import time
@@ -19,11 +18,12 @@ from nex.agent.agent import Agent, handshake, new_runner, say_ready
 from nex.agent.channels import Channels
 from nex.agent.link import connect
 from nex.agent.place import Place
+from nex.agent.played import GREETING, PlayedServer
 from nex.errors import MessageError, NexError
 from nex.processes import Confinement
 from nex.protocol.agent import Credentials, Hello
 from nex.protocol.base import Message
-from nex.protocol.channel import KNOCK, frame_hello
+from nex.protocol.channel import frame_hello
 from nex.providers import registry
 from nex.providers.base import Provider
 from nex.security.keys import SigningKey
@@ -31,8 +31,6 @@ from nex.security.keys import SigningKey
 __all__ = ["prepare", "start_spares", "warm_runner"]
 
 _ID: Final = "rehearsal"
-_WITHOUT_REPLY: Final = 3
-_INFO: Final = {"server_id": "", "version": "2", "headers": True, "max_payload": 1 << 20, "proto": 1, "nonce": "0"}
 
 
 def prepare() -> None:
@@ -47,13 +45,14 @@ def prepare() -> None:
             message.decode(b"{}")  # the first time, the types of its fields are found out
 
 
-def start_spares(confinement: Confinement) -> tuple[type[Provider], ...]:
-    """Start what workloads of any type need first, for those providers that have such a thing."""
+def start_spares(confinement: Confinement, *, each: int = 1) -> tuple[type[Provider], ...]:
+    """Start what workloads of any type need first, ``each`` times, for those providers that have such a thing."""
     started: list[type[Provider]] = []
     for kind in registry.available():
         try:
             provider = registry.load(kind)
-            provider.start_spare(confinement)
+            for _ in range(each):
+                provider.start_spare(confinement)
             started.append(provider)
         except NexError as error:  # workloads start without it
             print(f"agent: there is no spare for {kind}: {error}", file=sys.stderr)  # noqa: T201
@@ -74,13 +73,13 @@ async def _rehearse() -> None:
     ours, theirs = socket.socketpair()
     with theirs:
         # The greeting does not wait for the loop, so its answer lies ready.
-        theirs.sendall(frame_hello(_hello()) + b"INFO " + json.dumps(_INFO).encode() + b"\r\n")
+        theirs.sendall(frame_hello(_hello()) + GREETING)
         channels = Channels(ours.detach(), -1)
         hello = Hello.decode(channels.hello())
         ready = handshake(registry.available(), 0)
         greeting = say_ready(hello, channels, ready)
         async with asyncio.TaskGroup() as group:
-            group.create_task(_play_server(theirs))
+            group.create_task(PlayedServer().serve(theirs))
             stream = channels.control()
             async with await connect(hello.credentials, _ID, name=_ID, stream=stream, greeting=greeting) as connection:
                 agent = Agent(_ID, connection, Place(Path("/"), channels))
@@ -92,24 +91,3 @@ def _hello() -> bytes:
     key = SigningKey.create("user")  # for this once; it signs for nobody
     credentials = Credentials(url="nats://127.0.0.1:4222", jwt="-", seed=key.seed(), secret=key.secret)
     return Hello(machine_id=_ID, time_ns=time.time_ns(), entropy=bytes(32), credentials=credentials).encode()
-
-
-async def _play_server(sock: socket.socket) -> None:
-    """As much of a NATS server as one handshake needs."""
-    sock.setblocking(False)
-    reader, writer = await asyncio.open_unix_connection(sock=sock.dup())
-    await reader.readexactly(len(KNOCK))
-    inboxes: list[list[bytes]] = []
-    while line := await reader.readline():
-        words = line.split()
-        if words[0] == b"PING":
-            writer.write(b"PONG\r\n")
-        elif words[0] == b"SUB":
-            inboxes.append(words)
-        elif words[0] == b"PUB":
-            await reader.readexactly(int(words[-1]) + 2)
-            if len(words) > _WITHOUT_REPLY:
-                sid = next(words[-1] for words in inboxes if words[1].startswith(b"_INBOX."))
-                writer.write(b"MSG %s %s 0\r\n\r\n" % (words[2], sid))
-    writer.close()
-    await writer.wait_closed()

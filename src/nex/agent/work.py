@@ -26,6 +26,8 @@ from nex.transport.connection import Connection
 
 __all__ = ["Work"]
 
+_DROP_AFTER_S = 0.2  # so as not to be in the way of the first calls
+
 
 class Work:
     """Runs what a `StartRequest` asks for.
@@ -75,9 +77,8 @@ class Work:
         """
         try:
             kind = registry.load(request.type)
-            for other in self._place.spares:
-                if other is not kind:
-                    await other.drop_spare()
+            if request.limits.pids or request.limits.total_memory_bytes:  # spares would count
+                await self._drop_spares(kind)
             artifact = self._place.folder / "artifact"
             await fetch(self._connection, self._machine_id, digest=request.digest, size=request.size, into=artifact)
             self._provider = kind(self._workload(request, artifact), self._output.log)
@@ -87,6 +88,7 @@ class Work:
             self._starting = asyncio.current_task()
             await self._provider.start()
             await self._put_to_work(self._provider, request)
+            self._tasks.start(self._drop_later(kind), name="spares")
         except BaseException as error:
             limit = self._bounds.exceeded if self._bounds else ""
             await asyncio.shield(self.stop(0.0))
@@ -95,6 +97,16 @@ class Work:
             raise
         finally:
             self._starting = None
+
+    async def _drop_later(self, kind: type[Provider]) -> None:
+        await asyncio.sleep(_DROP_AFTER_S)
+        await self._drop_spares(kind)
+
+    async def _drop_spares(self, kind: type[Provider]) -> None:
+        """End what was started for workloads of other types."""
+        for other in self._place.spares:
+            if other is not kind:
+                await other.drop_spare()
 
     def _workload(self, request: StartRequest, artifact: Path) -> Workload:
         folder = self._place.folder / "work"

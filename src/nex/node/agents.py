@@ -71,6 +71,7 @@ class AgentLink:
         id: the machine's.
         ready: the agent's handshake.
         lost: set when the machine has ended.
+        rehearsed: workloads start as soon in it as they can.
         missed_pings: how many the agent left unanswered, one after another.
         given_up: the machine ended because the node's private server did, by no fault of its own.
     """
@@ -80,6 +81,7 @@ class AgentLink:
         self.machine = machine
         self.ready: asyncio.Future[Ready] = asyncio.get_running_loop().create_future()
         self.lost = asyncio.Event()
+        self.rehearsed = False
         self.missed_pings = 0
         self.given_up = False
         self._connection = connection
@@ -200,6 +202,16 @@ class AgentLink:
         """
         return await self._ask("stop", StopRequest(grace_s=grace_s).encode(), StopReply, grace_s + _STOP_SLACK_S)
 
+    async def rehearse(self, timeout_s: float) -> None:
+        """Have the agent rehearse a workload; a start cuts it short.
+
+        Raises:
+            MachineError: the machine is gone.
+            DeadlineError: it did not answer in time.
+        """
+        await self._answered("rehearse", b"", timeout_s)
+        self.rehearsed = True
+
     async def ping(self, timeout_s: float) -> bool:
         """Whether the agent answers."""
         try:
@@ -211,15 +223,17 @@ class AgentLink:
         return self.missed_pings == 0
 
     async def _ask(self, verb: str, payload: bytes, kind: type[M], timeout_s: float) -> M:
+        return kind.decode((await self._answered(verb, payload, timeout_s)).data)
+
+    async def _answered(self, verb: str, payload: bytes, timeout_s: float) -> Msg:
         subject = f"agent.{self.id}.{verb}"
         asking = self._connection.request(subject, payload, timeout_s=timeout_s)
         try:
-            reply = await self._unless_lost(asking)
+            return await self._unless_lost(asking)
         except UnreachableError as error:
             raise MachineError(f"the agent cannot be reached: {error}") from error
         except DeadlineError as error:
             raise DeadlineError("the agent", timeout_s) from error
-        return kind.decode(reply.data)
 
     async def _unless_lost(self, asking: Coroutine[None, None, Msg]) -> Msg:
         owner = TaskOwner(f"agent.{self.id}.ask", lambda _name, _error: None)  # the result is looked at below

@@ -13,6 +13,7 @@ Subjects (``<m>`` is a machine id; an agent's user may publish to its own ``host
 ``agent.<m>.start``                   node→agent   request, `StartRequest` → `StartReply`
 ``agent.<m>.stop``                    node→agent   request, `StopRequest` → `StopReply`
 ``agent.<m>.ping``                    node→agent   request, empty → empty
+``agent.<m>.rehearse``                node→agent   request, empty → empty, when it has rehearsed or given up
 ``agent.<m>.call.<n>.<subject…>``     node→agent   one trigger message, raw; ``<n>`` is the trigger's index
 ====================================  ===========  ==================================================
 
@@ -55,7 +56,7 @@ ERROR_HEADER = "Nats-Service-Error"
 ERROR_CODE_HEADER = "Nats-Service-Error-Code"
 
 HostVerb = Literal["ready", "artifact", "log", "calls", "exit", "rpc"]
-AgentVerb = Literal["start", "stop", "ping"]
+AgentVerb = Literal["start", "stop", "ping", "rehearse"]
 
 
 def host_subject(machine_id: str, verb: HostVerb) -> str:
@@ -103,12 +104,16 @@ class Hello(Message, frozen=True):
 
 
 class Ready(Message, frozen=True):
-    """The agent's handshake. ``started_ns`` is when its program began, on its own clock."""
+    """The agent's handshake. ``started_ns`` is when its program began, on its own clock.
+
+    ``rehearses``: workloads start sooner after it was asked to ``rehearse``, which it is while it has none.
+    """
 
     version: str
     workload_types: tuple[str, ...]
     pid: int
     started_ns: int
+    rehearses: bool = False
 
 
 class ArtifactRequest(Message, frozen=True):

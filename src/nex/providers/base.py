@@ -81,8 +81,8 @@ class Provider(ABC):
     def start_spare(cls, confinement: Confinement) -> None:
         """Start what any workload of this type needs first, in a machine that is to be snapshot or kept warm.
 
-        Called at most once, before the workload and its type are known, and blocks until all is warm. The spare must
-        hold nothing that two machines must not share: no keys, no ids, no random numbers drawn ahead.
+        Called before the workload and its type are known, once for each spare, and blocks until all is warm. The spare
+        must hold nothing that two machines must not share: no keys, no ids, no random numbers drawn ahead.
 
         Raises:
             StartError: it cannot be started; workloads start without it.
@@ -90,7 +90,15 @@ class Provider(ABC):
 
     @classmethod  # noqa: B027 - most have none
     async def drop_spare(cls) -> None:
-        """End the spare, if there is one: another type's workload has come."""
+        """End the spares, if there are any: another type's workload has come."""
+
+    @classmethod
+    def rehearsal(cls) -> bytes:
+        """The artifact of a tiny function that takes the way of all functions; empty: there is none.
+
+        An emulated machine runs it while it waits for its workload.
+        """
+        return b""
 
     @abstractmethod
     async def start(self) -> None:

@@ -13,13 +13,14 @@ from functools import cache
 from pathlib import Path
 
 import msgspec
+from wasmtime import wat2wasm
 
 from nex.protocol.agent import Limits
 from nex.providers.frames import Frame, FrameReader, Kind, encode
 from nex.providers.wasm_module import compile_module, make_engine
 from nex.providers.wasm_run import OutputTooLarge, ProgramFailed, WasmProgram
 
-__all__ = ["compile_artifact", "header_variables", "prepare", "serve"]
+__all__ = ["Settings", "compile_artifact", "header_variables", "prepare", "rehearsal", "serve", "serve_as_spare"]
 
 _PROGRAM_NAME = b"nexfunction"
 _READ_BYTES = 256 * 1024
@@ -27,6 +28,7 @@ _FRAME_BYTES = 1 << 31
 _LINE_BYTES = 65536
 _OWN_DATA_BYTES = 256 * 2**20
 _NOT_IN_NAMES = re.compile(r"[^A-Z0-9]")
+_REHEARSAL = Path(__file__).with_name("rehearsal.wat")
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
 
@@ -40,42 +42,90 @@ def _program() -> WasmProgram:
     return WasmProgram(make_engine())
 
 
-def compile_artifact(sock: socket.socket, artifact: Path, code: Path, limits: Limits) -> None:
-    """Compile the module in ``artifact`` into the file ``code``; says READY or, with the reason, FAILED."""
+class Settings(msgspec.Struct, frozen=True):
+    """The head of the LOAD frame: a module, where its native code lies or is to lie, and what its runs may use."""
+
+    artifact: str
+    code: str
+    environment: dict[str, str]
+    limits: Limits
+
+
+_decode_settings = msgspec.json.Decoder(Settings).decode
+
+
+def compile_artifact(sock: socket.socket) -> None:
+    """Compile the module into the file for its native code; says READY or, with the reason, FAILED."""
     with sock:
         agent = _Agent(sock)
-        frame = agent.next()
-        if frame is None:
-            return
-        try:
-            native = compile_module(_program().linker, artifact.read_bytes(), limits.memory_bytes)
-            _write_private(code, native)
-        except ValueError as error:
-            sock.sendall(encode(Kind.FAILED, frame.id, str(error).encode()))
-        except OSError as error:
-            sock.sendall(encode(Kind.FAILED, frame.id, f"the artifact cannot be compiled: {error.strerror}".encode()))
-        else:
-            sock.sendall(encode(Kind.READY, frame.id))
-        agent.next()  # until the other side has closed
+        if (frame := agent.next()) is not None:
+            error = _compile(_decode_settings(frame.head))
+            sock.sendall(encode(Kind.FAILED if error else Kind.READY, frame.id, error.encode()))
+            agent.next()  # until the other side has closed
 
 
-def serve(sock: socket.socket, code: Path, environment: Mapping[str, str], limits: Limits) -> None:
-    """Load the compiled module and answer calls until the other side closes the socket."""
+def serve(sock: socket.socket) -> None:
+    """Load the native code and answer calls until the other side closes the socket."""
     gc.freeze()
+    agent = _Agent(sock)
+    if (frame := agent.next()) is not None:
+        _serve(sock, agent, frame.id, _decode_settings(frame.head))
+
+
+def serve_as_spare(sock: socket.socket) -> None:
+    """Do beforehand what can be; the function that comes is compiled here, too. Nothing is run before it does.
+
+    A run draws random numbers, and their source must not be one that clones of this machine share.
+    """
+    agent = _Agent(sock)
+    while (frame := agent.next()) is not None and frame.kind == Kind.WARM:
+        compile_module(_program().linker, rehearsal(), Limits().memory_bytes)
+        gc.freeze()
+        sock.sendall(encode(Kind.READY, frame.id))
+    if frame is None:
+        return
+    settings = _decode_settings(frame.head)
+    if error := _compile(settings):
+        sock.sendall(encode(Kind.FAILED, frame.id, error.encode()))
+        agent.next()
+    else:
+        _serve(sock, agent, frame.id, settings)
+
+
+def rehearsal() -> bytes:
+    """A module that echoes."""
+    return bytes(wat2wasm(_REHEARSAL.read_text()))
+
+
+def _compile(settings: Settings) -> str:
+    """Why there is no native code, if so; else empty."""
+    try:
+        artifact = Path(settings.artifact).read_bytes()
+        native = compile_module(_program().linker, artifact, settings.limits.memory_bytes)
+        _write_private(Path(settings.code), native)
+    except ValueError as error:
+        return str(error)
+    except OSError as error:
+        return f"the artifact cannot be compiled: {error.strerror}"
+    return ""
+
+
+def _serve(sock: socket.socket, agent: _Agent, loading: int, settings: Settings) -> None:
+    limits = settings.limits
     _limit_memory(limits)
     log = _Lines(lambda text: sock.sendall(encode(Kind.LOG, 0, b"ERROR", text)))
-    agent = _Agent(sock)
     program = _program()
     program.load(
-        code,
-        environment=environment,
+        Path(settings.code),
+        environment=settings.environment,
         memory_bytes=limits.memory_bytes,
         output_bytes=limits.result_bytes,
         on_stderr=log.write,
         ask=agent.ask,
     )
+    sock.sendall(encode(Kind.READY, loading))
     while (frame := agent.next()) is not None:
-        answer = encode(Kind.READY, frame.id) if frame.kind == Kind.LOAD else _call(program, frame)
+        answer = _call(program, frame)
         log.flush()
         sock.sendall(answer)
         program.refresh()

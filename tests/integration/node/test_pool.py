@@ -29,9 +29,9 @@ from nex.node.machines import MachinePool
 from nex.node.plane import Plane
 from nex.node.state import State
 from nex.processes import Exit
-from nex.protocol.agent import Hello, Ready, host_subject, inbox_prefix
+from nex.protocol.agent import Hello, Ready, agent_subject, host_subject, inbox_prefix
 from nex.tasks import TaskOwner
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Msg
 from nex.transport.options import ConnectOptions
 
 CONSOLE = "\n".join([*(f"[    0.{n:06}] early words" for n in range(200)), "\x1b[31mKernel panic\x1b[0m - not syncing"])
@@ -40,8 +40,10 @@ CONSOLE = "\n".join([*(f"[    0.{n:06}] early words" for n in range(200)), "\x1b
 class Guest(Machine):
     """A machine whose agent reports, or does not."""
 
-    def __init__(self, spec: MachineSpec, *, reports: bool) -> None:
+    def __init__(self, spec: MachineSpec, *, reports: bool, began: asyncio.Queue[Guest] | None) -> None:
         super().__init__(spec)
+        self.began = began
+        self.may_end = asyncio.Event()
         self.hello = Hello.decode(spec.hello)
         self.reports = reports
         self.ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
@@ -57,7 +59,15 @@ class Guest(Machine):
         told = self.hello.credentials
         options = ConnectOptions(servers=(told.url,), jwt=told.jwt, seed=told.seed, inbox_prefix=inbox_prefix(self.id))
         connection = await self.stack.enter_async_context(await Connection.open(options, on_event=lambda _text: None))
-        ready = Ready(version="0", workload_types=(), pid=1, started_ns=1)
+        ready = Ready(version="0", workload_types=(), pid=1, started_ns=1, rehearses=self.began is not None)
+
+        async def rehearse(msg: Msg) -> None:
+            if self.began is not None:
+                self.began.put_nowait(self)
+            await self.may_end.wait()
+            connection.publish_soon(msg.reply)
+
+        await connection.subscribe(agent_subject(self.id, "rehearse"), rehearse)
         await connection.request(host_subject(self.id, "ready"), ready.encode())
 
     async def wait(self) -> Exit:
@@ -81,8 +91,10 @@ class Scripted(Driver):
     name: ClassVar[str] = "scripted"
     capabilities: ClassVar[Capabilities] = Capabilities(isolates=True, handshake_s=0.3)
 
-    def __init__(self, *script: bool) -> None:
+    def __init__(self, *script: bool, rehearse_from: int = 1 << 30) -> None:
         super().__init__(DriverContext(Path("/nowhere")))
+        self.rehearse_from = rehearse_from
+        self.began: asyncio.Queue[Guest] = asyncio.Queue()
         self.script = deque(script)
         self.made: list[Guest] = []
         self.reclaimed: list[Handle] = []
@@ -94,7 +106,8 @@ class Scripted(Driver):
 
     def create(self, spec: MachineSpec) -> Machine:
         reports = self.script.popleft() if len(self.script) > 1 else self.script[0]
-        self.made.append(Guest(spec, reports=reports))
+        began = self.began if len(self.made) >= self.rehearse_from else None
+        self.made.append(Guest(spec, reports=reports, began=began))
         return self.made[-1]
 
     async def reclaim(self, handle: Handle) -> None:
@@ -107,7 +120,7 @@ def no_other(name: str) -> Driver:
     raise NotFoundError("driver", name)
 
 
-Pool = Callable[[Scripted], contextlib.AbstractAsyncContextManager[MachinePool]]
+Pool = Callable[..., contextlib.AbstractAsyncContextManager[MachinePool]]
 
 
 @pytest_asyncio.fixture
@@ -198,3 +211,28 @@ async def test_machines_of_an_earlier_run_are_left_to_the_driver_that_made_them(
     assert state.handles() == [unknown]
     assert "no such driver: gone" in caplog.text
     state.close()
+
+
+async def test_machines_that_wait_rehearse_one_after_the_other_and_are_taken_first(pool: Pool) -> None:
+    driver = Scripted(True, rehearse_from=1)
+
+    async with pool(driver, machine_pool_size=3) as machines, asyncio.timeout(10):
+        second = await driver.began.get()
+        assert driver.began.empty()
+        second.may_end.set()
+        third = await driver.began.get()  # so the node knows that the second has ended
+
+        rehearsed = await machines.take()
+        assert (rehearsed.id, rehearsed.rehearsed) == (second.id, True)
+        others = [await machines.take(), await machines.take()]  # better than none, also in the midst of it
+        assert {link.id for link in others} == {driver.made[0].id, third.id}
+        assert not any(link.rehearsed for link in others)
+
+
+async def test_a_machine_that_is_lost_while_it_rehearses_does_not_keep_others_from_it(pool: Pool) -> None:
+    driver = Scripted(True, rehearse_from=0)
+
+    async with pool(driver, machine_pool_size=1), asyncio.timeout(10):
+        lost = await driver.began.get()
+        await lost.destroy()
+        assert await driver.began.get() is not lost

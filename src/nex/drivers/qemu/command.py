@@ -61,9 +61,9 @@ class Files:
 
 def kernel_arguments(root: str, *, disk_mib: int, tsc_khz: int | None, extra: str = "") -> str:
     """The kernel's command line; ``root`` says where the root file system is, ``tsc_khz`` is given when emulated."""
-    counter = f"tsc_early_khz={tsc_khz} tsc=reliable" if tsc_khz is not None else ""
+    emulated = f"tsc_early_khz={tsc_khz} tsc=reliable nex.rehearse=1" if tsc_khz is not None else ""
     disk = f"nex.disk_mib={disk_mib}" if disk_mib else ""
-    return " ".join(part for part in (_ARGUMENTS, counter, root, disk, extra.strip()) if part)
+    return " ".join(part for part in (_ARGUMENTS, emulated, root, disk, extra.strip()) if part)
 
 
 def boot_argv(
