@@ -47,6 +47,7 @@ _MARK = "nex.namespace"
 _DEAD_LETTER_TIMEOUT_S = 5.0
 _OVERLOAD_S = (0.05, 2.0)
 _PATIENCE_S = 5.0
+_LEAVING_MS = 3000
 _CLOSE_S = 3.0
 _CRASHED = "every try ended without an answer"
 
@@ -256,7 +257,7 @@ class StreamSource(Source):
             if event.deliveries > self._trigger.max_deliver:
                 await self._bury(event, _CRASHED)
             elif call is None:
-                event.nak(self._connection)
+                self._give_back(event)
             else:
                 await self._try(event, call)
         finally:
@@ -277,12 +278,9 @@ class StreamSource(Source):
             await self._failed(event, str(error))
         except MachineError as error:
             self._slots.lost()
-            if self._draining:  # it was we who ended it
-                event.nak(self._connection)
-            else:
-                await self._failed(event, str(error))
+            await self._failed(event, str(error))
         except CallOverloaded:
-            event.nak(self._connection)
+            self._give_back(event)
         else:
             self._slots.succeeded()
             self._completed.add(event.sequence)
@@ -307,7 +305,11 @@ class StreamSource(Source):
         if event.deliveries >= self._trigger.max_deliver:
             await self._bury(event, text)
         else:
-            event.nak(self._connection, self._trigger.pause_ms(event.deliveries))
+            self._give_back(event, self._trigger.pause_ms(event.deliveries))
+
+    def _give_back(self, event: Delivered, pause_ms: int = 0) -> None:
+        # When we leave, not so soon that it comes to us again, whom the server may still have for one who asks.
+        event.nak(self._connection, max(pause_ms, _LEAVING_MS) if self._draining else pause_ms)
 
     async def _bury(self, event: Delivered, text: str) -> None:
         """Give it up: first it is where dead letters go, then it is no more."""
