@@ -87,7 +87,7 @@ class Exchange:
         began = perf_counter()
         try:
             await self._answer()
-        except (ConnectionError, asyncio.CancelledError):
+        except (OSError, asyncio.CancelledError):
             self._outcome = self._outcome or "the client has gone, or the gateway ends"
             raise
         finally:
@@ -319,7 +319,8 @@ class Exchange:
         shown = "".join(c if " " < c < "\x7f" else "?" for c in path)
         status = response.status if response is not None else 499
         fields = {"route": self._route, "reason": self._outcome}
-        _log.info(
+        write = _log.debug if self._path == self._means.config.health else _log.info
+        write(
             "request",
             f"{request.method} {shown} {status}",
             method=request.method,

@@ -18,6 +18,7 @@ from nex.gateway import exchange, gateway
 from nex.gateway.config import resolve
 from nex.gateway.routes import Route
 from nex.protocol.subjects import matches
+from nex.testing.servers import public_server
 from nex.transport.connection import Connection, Msg
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
@@ -390,14 +391,24 @@ async def _fails(http: aiohttp.ClientSession, path: str) -> bool:
     return True
 
 
-async def test_without_a_server_it_says_so_and_goes_on_when_there_is_one(start: Start, server: NatsServer) -> None:
+async def test_without_a_server_it_says_so_and_goes_on_when_there_is_one(
+    start: Start, service: Service, server: NatsServer
+) -> None:
     running = await start("GET /a=a", health="/healthz")
+    await service.echo("a")
     await server.stop()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while (await _get(running.http, "/healthz"))[0] == 200:
             pass
-    async with running.http.get("/a") as response:
-        assert await _problem(response) == (503, "the messaging system is away")
+        async with running.http.get("/a") as response:
+            assert await _problem(response) == (503, "the messaging system is away")
+            assert response.headers["Retry-After"] == "1"
+        async with public_server(port=int(server.client_url.rpartition(":")[2])):
+            while (await _get(running.http, "/a"))[0] == 503:
+                pass
+            assert (await _get(running.http, "/a")) == (200, b"")
+            running.gracefully.set()
+            assert await running.ended == 0
 
 
 async def test_https(start: Start, service: Service, tmp_path: Path) -> None:
