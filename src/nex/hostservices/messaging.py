@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Mapping
+from functools import lru_cache, partial
 from typing import Annotated, ClassVar, Final
 
 import msgspec
@@ -23,6 +24,7 @@ from nex.transport.message import encode_headers
 __all__ = ["MessagingOptions", "MessagingService", "may_publish"]
 
 _LONGEST_MS: Final = 5 * 60 * 1000
+_REMEMBERED: Final = 1024  # subjects, of all workloads
 _PRIVATE: Final = ("$", "_INBOX", "_R_", "_GR_")
 _LINE_BREAKS: Final = re.compile(r"[\r\n\x00]")
 _ORDERS: Final = ("nats-trace-dest", "nats-trace-only", "nats-schedule", "nats-request-info")
@@ -71,6 +73,7 @@ class MessagingService(HostService):
 
     def __init__(self, options: MessagingOptions) -> None:
         self._options = options
+        self._may_publish = lru_cache(maxsize=_REMEMBERED)(partial(may_publish, options=options))
 
     async def serve(self, caller: Caller, call: Call, body: AsyncIterator[bytes]) -> Result:
         """See `HostService`."""
@@ -91,9 +94,9 @@ class MessagingService(HostService):
             raise HostError("invalid", str(error)) from error
 
     def _check(self, caller: Caller, call: Publish, payload: bytes) -> None:
-        if not is_subject(call.subject):
-            raise HostError("invalid", f"{call.subject[:200]!r} is no subject to publish to")
-        if not may_publish(call.subject, self._options):
+        if not self._may_publish(call.subject):
+            if not is_subject(call.subject):
+                raise HostError("invalid", f"{call.subject[:200]!r} is no subject to publish to")
             raise HostError("denied", f"this node lets no workload publish to {call.subject}")
         size = len(payload) + (_checked_size(call.headers) if call.headers else 0)
         if size > caller.messaging.max_payload:
