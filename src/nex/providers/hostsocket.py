@@ -155,7 +155,7 @@ class _Exchange:
         first, second = await self._connection.piece(), await self._connection.piece()
         if not second:
             return await self._call(call, first)
-        if not isinstance(call, hostcalls.ObjectPut | hostcalls.HttpFetch):
+        if not hasattr(call, "streams"):
             raise Refused(413, "too_large", f"the body has more than {PIECE_BYTES} bytes")
         stream = (await self._call(msgspec.structs.replace(call, streams=True), first))[0].stream
         try:

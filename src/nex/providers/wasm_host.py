@@ -226,7 +226,7 @@ class HostFunctions:
     def _make(self, call: Call, at: int, size: int) -> None:
         if size <= PIECE_BYTES:
             self._finish(call, self._call(call, self._memory.read(at, size)))
-        elif isinstance(call, hostcalls.ObjectPut | hostcalls.HttpFetch) and not call.streams:
+        elif not getattr(call, "streams", True):
             self._finish(call, self._call_in_pieces(call, at, size))
         else:
             raise _Failed("too_large", f"{size} bytes are more than {PIECE_BYTES} at once")

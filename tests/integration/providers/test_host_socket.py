@@ -163,7 +163,7 @@ async def test_changes_come_line_by_line(ask: Callable[..., Any]) -> None:
 async def test_what_is_refused_leaves_the_connection_of_use(ask: Callable[..., Any], host: MemoryHost) -> None:
     for method, target, body, status in (
         ("GET", "/nothing", None, 404),
-        ("PUT", "/kv/a", DATA, 413),
+        ("DELETE", "/kv/a", DATA, 413),
         ("PATCH", "/kv/a", b"x", 405),
         ("GET", "/kv/a?revision=x", None, 400),
     ):

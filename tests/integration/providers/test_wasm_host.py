@@ -211,7 +211,7 @@ async def test_failures_on_the_way(
 
 
 async def test_what_is_refused_here(call: Calls, host: MemoryHost) -> None:
-    assert await ask(call, "large k", "broken", "reply a:b c", "get k") == [
+    assert await ask(call, "large", "broken", "reply a:b c", "get k") == [
         f"413 too_large 1048576 bytes are more than {PIECE_BYTES} at once",
         "400 invalid a text is not UTF-8",
         "400 invalid the name of a header holds what it may not hold",

@@ -136,7 +136,7 @@ static void obey(char *line) {
     } else if (strcmp(verb, "reply") == 0) {
         status = nex_reply_header(a, b);
     } else if (strcmp(verb, "large") == 0) {
-        status = nex_kv_set(NULL, a, data, sizeof data, 0);
+        status = nex_stream_write(1, data, sizeof data);
     } else if (strcmp(verb, "broken") == 0) {
         status = nex_kv_get(NULL, "\xff", 0);
     } else if (strcmp(verb, "trap") == 0) {
