@@ -112,11 +112,12 @@ class KvGet(Call, frozen=True, kw_only=True, tag="kv.get"):
 
 
 class KvSet(Call, frozen=True, kw_only=True, tag="kv.set"):
-    """Body: the value. Value of the answer: ``{"revision"}``. 0 is to keep it for ever."""
+    """Body: the value; with ``streams`` it goes on. Value of the answer: ``{"revision"}``. 0 is to keep it for ever."""
 
     bucket: str = ""
     key: Name
     ttl_ms: Milliseconds = 0
+    streams: bool = False
 
 
 class KvCreate(KvSet, frozen=True, kw_only=True, tag="kv.create"):
@@ -206,10 +207,11 @@ class ObjectList(Call, frozen=True, kw_only=True, tag="objectstore.list"):
 
 
 class Publish(Call, frozen=True, kw_only=True, tag="messaging.publish"):
-    """Body: the message."""
+    """Body: the message; with ``streams`` it goes on."""
 
     subject: Name
     headers: dict[str, str] = field(default_factory=dict)
+    streams: bool = False
 
 
 class Request(Publish, frozen=True, kw_only=True, tag="messaging.request"):

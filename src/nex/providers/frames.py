@@ -19,13 +19,15 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["FRAME_OVERHEAD", "Frame", "FrameError", "FrameReader", "Kind", "encode"]
+__all__ = ["ASIDE", "FRAME_OVERHEAD", "Frame", "FrameError", "FrameReader", "Kind", "encode"]
 
 _HEADER = struct.Struct("<IBII")
 _SIZE = struct.Struct("<I")
 _AFTER_SIZE = _HEADER.size - _SIZE.size
 FRAME_OVERHEAD = _HEADER.size
 """Bytes of a frame beside its head and body."""
+ASIDE = 0x80000000
+"""From here on, ids of host calls say that the answer is wanted aside from the other frames."""
 
 
 class Kind(IntEnum):
@@ -42,7 +44,10 @@ class Kind(IntEnum):
     TOO_LARGE = 5
     """The result is over the limit, and is not sent."""
     HOST_CALL = 6
-    """A host call (`nex.protocol.hostcalls`): head and body as they are; the id is the worker's, for the answer."""
+    """A host call (`nex.protocol.hostcalls`): head and body as they are; the id is the worker's, for the answer.
+
+    From `ASIDE` on, ids are of calls whose answers are wanted on the worker's second socket, if it has one.
+    """
     WARM = 18
     """Get ready for a LOAD, which may be long in coming; READY is the answer. Not every engine knows it."""
     LOAD = 16

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from nex.protocol.hostcalls import HEAD_BYTES, PIECE_BYTES, refusal
 from nex.providers.base import HostCall
-from nex.providers.frames import Frame, FrameError, Kind, encode
+from nex.providers.frames import ASIDE, Frame, FrameError, Kind, encode
 from nex.tasks import TaskOwner
 
 __all__ = ["HostLink"]
@@ -25,13 +25,20 @@ _FAILED = refusal("failed", "the host call could not be made")
 class HostLink:
     """Passes a worker's HOST_CALLs to ``host``, at most 64 at once, and sends it the HOST_ANSWERs.
 
-    ``send`` sends a frame to the worker and tells how many bytes it has not read.
+    ``send`` and ``send_aside`` send a frame to the worker, and tell how many bytes it has not read.
     """
 
-    def __init__(self, host: HostCall | None, tasks: TaskOwner, send: Callable[[bytes], int]) -> None:
+    def __init__(
+        self,
+        host: HostCall | None,
+        tasks: TaskOwner,
+        send: Callable[[bytes], int],
+        send_aside: Callable[[bytes], int],
+    ) -> None:
         self._host = host
         self._tasks = tasks
         self._send = send
+        self._send_aside = send_aside
         self._open: set[asyncio.Task[None]] = set()
         self._refused = 0
         self._unread = 0
@@ -78,4 +85,5 @@ class HostLink:
         self._answer(frame, head, body)
 
     def _answer(self, frame: Frame, head: bytes, body: bytes) -> None:
-        self._unread = self._send(encode(Kind.HOST_ANSWER, frame.id, head, body))
+        send = self._send if frame.id < ASIDE else self._send_aside
+        self._unread = send(encode(Kind.HOST_ANSWER, frame.id, head, body))

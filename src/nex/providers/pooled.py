@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import re
-import socket
 from abc import abstractmethod
 
 import msgspec
 
 from nex.errors import CallFailed, CallTooLarge
-from nex.processes import Child, Exit
+from nex.processes import Exit
 from nex.providers.base import Function, Invocation, Log, Result, Workload
 from nex.providers.frames import Kind
 from nex.providers.texts import log_text, safe_text
+from nex.providers.worker import Launched
 from nex.providers.workers import WorkerPool
 
 __all__ = ["PooledFunction"]
@@ -32,7 +32,7 @@ class PooledFunction(Function):
         self._pool = WorkerPool(self._launch, self._load, limits=workload.limits, log=log, host=workload.host)
 
     @abstractmethod
-    def _launch(self) -> tuple[Child, socket.socket]:
+    def _launch(self) -> Launched:
         """A worker process, and the socket over which it speaks frames."""
 
     @abstractmethod

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import socket
-
-from nex.processes import Child
 from nex.providers.frames import FrameError, FrameReader, Kind, encode
+from nex.providers.worker import Launched
 
 __all__ = ["Spare"]
 
@@ -14,11 +12,11 @@ _ANSWER_BYTES = 4096
 
 
 class Spare:
-    """A process that speaks frames over ``sock``. It is taken or dropped, once."""
+    """An engine process that waits. It is taken or dropped, once."""
 
-    def __init__(self, child: Child, sock: socket.socket) -> None:
-        self._child = child
-        self._sock = sock
+    def __init__(self, launched: Launched) -> None:
+        self._launched = launched
+        self._child, self._sock = launched[:2]
 
     def warm(self) -> None:
         """Wait until it has done what any function needs. Blocks.
@@ -39,11 +37,12 @@ class Spare:
             raise OSError(str(error)) from error
         raise OSError("it did not say that it is ready")
 
-    def take(self) -> tuple[Child, socket.socket]:
-        """Process and socket; they are the caller's now."""
-        return self._child, self._sock
+    def take(self) -> Launched:
+        """Process and sockets; they are the caller's now."""
+        return self._launched
 
     async def drop(self) -> None:
         """End it."""
-        self._sock.close()
+        for sock in self._launched[1:]:
+            sock.close()
         await self._child.kill()

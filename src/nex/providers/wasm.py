@@ -23,7 +23,7 @@ from nex.providers.base import Log, Workload
 from nex.providers.pooled import PooledFunction
 from nex.providers.spare import Spare
 from nex.providers.wasm_worker import Settings, compile_artifact, prepare, rehearsal, serve, serve_as_spare
-from nex.providers.worker import connected
+from nex.providers.worker import Launched, connected
 from nex.providers.workers import WorkerPool
 
 __all__ = ["WasmProvider"]
@@ -75,7 +75,7 @@ class WasmProvider(PooledFunction):
             child, sock = _forked(serve_as_spare, confinement)
         except OSError as error:
             raise StartError(f"no worker can be started: {error.strerror}") from error
-        spare = Spare(child, sock)
+        spare = Spare((child, sock))
         try:
             spare.warm()
         except OSError as error:
@@ -103,7 +103,7 @@ class WasmProvider(PooledFunction):
     def _launch_compiler(self) -> tuple[Child, socket.socket]:
         return _forked(compile_artifact, self.workload.confinement)
 
-    def _launch(self) -> tuple[Child, socket.socket]:
+    def _launch(self) -> Launched:
         if self._spare is not None:
             spare, self._spare = self._spare, None
             return spare.take()

@@ -16,10 +16,11 @@ from nex.protocol.agent import Limits
 from nex.providers.base import HostCall, Log
 from nex.providers.frames import Frame, FrameError, FrameReader, Kind, encode
 from nex.providers.hostlink import HostLink
+from nex.providers.outlet import Outlet
 from nex.providers.texts import log_text
 from nex.tasks import TaskOwner
 
-__all__ = ["Job", "Owner", "Worker", "connected"]
+__all__ = ["Job", "Launched", "Owner", "Worker", "connected"]
 
 _READ_BYTES = 256 * 1024
 _READS = 8  # one after another, before others have their turn
@@ -28,6 +29,10 @@ _TERM_S = 1.0
 _CRASHES = frozenset({signal.SIGTRAP, signal.SIGILL, signal.SIGABRT, signal.SIGSEGV, signal.SIGBUS})
 _AFTER_LOAD = frozenset({Kind.READY, Kind.FAILED})
 _AFTER_CALL = frozenset({Kind.RESULT, Kind.FAILED, Kind.TOO_LARGE})
+
+
+Launched = tuple[Child, socket.socket] | tuple[Child, socket.socket, socket.socket]
+"""An engine process and the socket over which it speaks frames; then, perhaps, the one where it wants answers aside."""
 
 
 class Job(NamedTuple):
@@ -83,15 +88,17 @@ class Worker:
     that one fails, those behind it have not been started.
     """
 
-    def __init__(self, owner: Owner, child: Child, sock: socket.socket) -> None:
+    def __init__(self, owner: Owner, child: Child, sock: socket.socket, aside: socket.socket | None = None) -> None:
         self._owner = owner
         self._loop = asyncio.get_running_loop()
         self._child = child
         self._sock = sock
         self._fd = sock.fileno()
         self._reader = FrameReader(owner.limits.result_bytes + _BEYOND_RESULT_BYTES)
-        self._unsent = bytearray()
-        self._host = HostLink(owner.host, owner.tasks, self._send)
+        self._aside = aside or sock
+        self._out = Outlet(sock)
+        self._out_aside = self._out if aside is None else Outlet(aside)
+        self._host = HostLink(owner.host, owner.tasks, self._out.send, self._out_aside.send)
         self._sequence = 0
         self._jobs: deque[Job] = deque()
         self._timeout_s = 0.0
@@ -99,7 +106,6 @@ class Worker:
         self._alarm: asyncio.TimerHandle | None = None
         self._loaded = False
         self._dead = False
-        sock.setblocking(False)
         self._loop.add_reader(self._fd, self._readable)
 
     @property
@@ -132,7 +138,7 @@ class Worker:
             # One timer serves many calls: when it goes off, it looks at how long the first of them has run.
             if self._alarm is None:
                 self._alarm = self._loop.call_at(now + timeout_s, self._check_deadline)
-        self._send(encode(job.kind, sequence, job.head, job.body))
+        self._out.send(encode(job.kind, sequence, job.head, job.body))
 
     def kill(self, error: WorkloadError) -> None:
         """End it now; the call it is at fails with ``error``."""
@@ -140,32 +146,6 @@ class Worker:
             self._child.signal(signal.SIGKILL)
             self._detach()
             self._owner.tasks.start(self._bury(error), name=f"bury-{self.pid}")
-
-    def _send(self, data: bytes) -> int:
-        """Send, now or later; how many bytes wait until it reads."""
-        if self._unsent:
-            self._unsent += data
-            return len(self._unsent)
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return 0  # it has died: the reading side tells the rest
-        if sent < len(data):
-            self._unsent += memoryview(data)[sent:]
-            self._loop.add_writer(self._fd, self._writable)
-        return len(self._unsent)
-
-    def _writable(self) -> None:
-        try:
-            del self._unsent[: self._sock.send(self._unsent)]
-        except BlockingIOError:
-            return
-        except OSError:
-            self._unsent.clear()  # it has died: the reading side tells the rest
-        if not self._unsent:
-            self._loop.remove_writer(self._fd)
 
     def _readable(self) -> None:
         # All that there is, up to the end: uvloop calls only once for a socket whose peer died with unread frames.
@@ -240,9 +220,8 @@ class Worker:
     def _detach(self) -> None:
         self._dead = True
         self._loop.remove_reader(self._fd)
-        if self._unsent:
-            self._unsent.clear()
-            self._loop.remove_writer(self._fd)
+        self._out.drop()
+        self._out_aside.drop()
         self._silence_alarm()
         self._host.end()
         self._owner.on_lost(self)
@@ -254,6 +233,7 @@ class Worker:
             while self._read():
                 pass
         self._sock.close()
+        self._aside.close()
         if self._jobs:
             done = self._jobs.popleft().done
             if not done.done():

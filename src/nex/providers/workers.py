@@ -11,18 +11,16 @@ are what one call that is suddenly slow can hold up.
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections import deque
 from collections.abc import Callable
 from functools import partial
 
 from nex.errors import CallError, CallFailed, CallOverloaded, StartError, WorkloadError
-from nex.processes import Child
 from nex.protocol.agent import Limits
 from nex.providers.base import HostCall, Log
 from nex.providers.frames import Frame, Kind
 from nex.providers.texts import log_text, safe_text
-from nex.providers.worker import Job, Worker
+from nex.providers.worker import Job, Launched, Worker
 from nex.tasks import TaskOwner
 
 __all__ = ["WorkerPool"]
@@ -37,7 +35,7 @@ class WorkerPool:
     """The workers of one function and the calls that wait for them.
 
     Args:
-        launch: starts a process that speaks frames over a socket, of which it returns our end.
+        launch: starts a process that speaks frames over a socket, and returns it with our end.
         load: makes head and body of the LOAD frame; called once, while the first process is starting.
         limits: those of the function.
         log: where its output goes.
@@ -46,7 +44,7 @@ class WorkerPool:
 
     def __init__(
         self,
-        launch: Callable[[], tuple[Child, socket.socket]],
+        launch: Callable[[], Launched],
         load: Callable[[], tuple[bytes, bytes]],
         *,
         limits: Limits,
@@ -177,10 +175,10 @@ class WorkerPool:
 
     def _grow(self) -> asyncio.Future[Frame]:
         try:
-            child, sock = self._launch()
+            child, sock, *aside = self._launch()
         except OSError as error:
             raise StartError(f"the function's process cannot be started: {error.strerror or error}") from error
-        worker = Worker(self, child, sock)
+        worker = Worker(self, child, sock, *aside)
         self._workers.add(worker)
         done: asyncio.Future[Frame] = self._loop.create_future()
         done.add_done_callback(partial(self._on_load, worker))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from nex.protocol.agent import Limits
-from nex.providers.base import Function, Invocation, Result, Workload
+from nex.providers.base import Function, HostCall, Invocation, Result, Workload
 from nex.testing.provider_contract import LogLines
 
 __all__ = ["Calls", "make_workload", "running"]
@@ -30,7 +31,12 @@ class Calls:
 
 
 def make_workload(
-    folder: Path, source: str | bytes, *, limits: Limits | None = None, environment: Mapping[str, str] | None = None
+    folder: Path,
+    source: str | bytes,
+    *,
+    limits: Limits | None = None,
+    environment: Mapping[str, str] | None = None,
+    host: HostCall | None = None,
 ) -> Workload:
     """A workload named ``fn``; its artifact and folder lie in ``folder``."""
     (folder / "folder").mkdir(exist_ok=True)
@@ -45,6 +51,7 @@ def make_workload(
         folder=folder / "folder",
         environment=environment or {},
         limits=limits or Limits(timeout_s=1.0),
+        host=host,
     )
 
 
@@ -52,14 +59,12 @@ Runner = Callable[..., contextlib.AbstractAsyncContextManager[Calls]]
 
 
 def running(provider: type[Function], folder: Path) -> Runner:
-    """A way to run sources with ``provider``."""
+    """A way to run sources with ``provider``; its options are those of `make_workload`."""
 
     @contextlib.asynccontextmanager
-    async def run(
-        source: str | bytes, *, limits: Limits | None = None, environment: Mapping[str, str] | None = None
-    ) -> AsyncGenerator[Calls]:
+    async def run(source: str | bytes, **options: Any) -> AsyncGenerator[Calls]:
         lines = LogLines()
-        function = provider(make_workload(folder, source, limits=limits, environment=environment), lines)
+        function = provider(make_workload(folder, source, **options), lines)
         await function.start()
         try:
             yield Calls(function, lines)

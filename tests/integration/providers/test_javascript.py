@@ -189,7 +189,11 @@ async def test_whatever_is_thrown(run: Runner, thrown: str, text: str) -> None:
 
 
 async def test_rejections_nobody_handles_are_logged(run: Runner) -> None:
-    source = "async () => { Promise.reject(new Error('lost')); await new Promise((go) => setTimeout(go, 1)); return 1 }"
+    source = """async () => {
+      Promise.reject(new Error("lost"));
+      for (let turn = 0; turn < 2; turn++) await new Promise((go) => setTimeout(go));
+      return 1;
+    }"""
     async with run(source) as call:
         assert (await call()).payload == b"1"
         assert any("unhandled rejection" in line and "lost" in line for _, line in call.lines)

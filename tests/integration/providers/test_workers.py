@@ -206,7 +206,7 @@ async def test_a_function_that_cannot_be_started_again_says_so() -> None:
     for _ in range(3):
         with pytest.raises(CallFailed, match="could not be started again"):
             await pool.call(b"s", b"x")
-    assert starts <= 5
+    assert starts <= 2 + 3 * 2, "one more when a worker dies before its call was told so"
     await pool.stop(0)
 
 

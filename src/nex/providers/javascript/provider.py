@@ -23,9 +23,9 @@ from __future__ import annotations
 import re
 import resource
 import socket
-import subprocess
 from functools import cache
 from pathlib import Path
+from urllib.parse import quote
 
 import msgspec
 from deno import find_deno_bin
@@ -35,12 +35,18 @@ from nex.processes import Child, Confinement
 from nex.protocol.agent import Limits
 from nex.providers.pooled import PooledFunction
 from nex.providers.spare import Spare
-from nex.providers.worker import connected
+from nex.providers.worker import Launched, connected
 
 __all__ = ["JavaScriptProvider"]
 
 _WORKER = Path(__file__).with_name("worker.js")
-_FLAGS = ("run", "--quiet", "--no-prompt", "--no-remote", "--no-npm", "--no-config", "--no-lock", "--no-code-cache")
+# What `import … from "nex"` finds: the worker leaves it under a symbol.
+_NEX = "export const { kv, objectStore, messaging, http, HostError, Reply } = globalThis[Symbol.for('nex')];"
+_IMPORTS = msgspec.json.encode({"imports": {"nex": f"data:text/javascript,{quote(_NEX)}"}})
+_FLAGS = (
+    *("run", "--quiet", "--no-prompt", "--no-remote", "--no-npm", "--no-config", "--no-lock", "--no-code-cache"),
+    f"--import-map=data:application/json,{quote(_IMPORTS)}",
+)
 # A cache folder that cannot be made: Deno then keeps its caches in memory, and leaves no file behind.
 _ENVIRONMENT = {
     "DENO_DIR": "/dev/null/none",
@@ -57,8 +63,9 @@ _NOT_IN_NAMES = re.compile(r"[^\w.-]")
 _find_deno = cache(find_deno_bin)
 
 
-def _worker(memory_bytes: int, confinement: Confinement) -> tuple[Child, socket.socket]:
+def _worker(memory_bytes: int, confinement: Confinement) -> Launched:
     heap = f"--v8-flags=--expose-gc,--max-old-space-size={max(memory_bytes >> 20, 8)}"
+    aside, theirs = socket.socketpair()
 
     def start(sock: socket.socket) -> Child:
         return Child.spawn(
@@ -67,13 +74,19 @@ def _worker(memory_bytes: int, confinement: Confinement) -> tuple[Child, socket.
             cwd=Path("/"),
             stdin=sock.fileno(),
             stdout=sock.fileno(),
-            stderr=subprocess.DEVNULL,
+            stderr=theirs.fileno(),
             # The heap has its own limit; buffers lie outside of it and count as data.
             rlimits={resource.RLIMIT_DATA: _BASE_DATA_BYTES + 2 * memory_bytes, resource.RLIMIT_CORE: 0},
             confinement=confinement,
         )
 
-    return connected(start)
+    try:
+        return *connected(start), aside
+    except BaseException:
+        aside.close()
+        raise
+    finally:
+        theirs.close()
 
 
 class JavaScriptProvider(PooledFunction):
@@ -88,10 +101,9 @@ class JavaScriptProvider(PooledFunction):
     def start_spare(cls, confinement: Confinement) -> None:
         """As the seam says: a worker with the memory that functions have unless they ask for more or less."""
         try:
-            child, sock = _worker(Limits().memory_bytes, confinement)
+            _spares.append(Spare(_worker(Limits().memory_bytes, confinement)))
         except OSError as error:
             raise StartError(f"no worker can be started: {error.strerror}") from error
-        _spares.append(Spare(child, sock))
         try:
             _spares[-1].warm()
         except OSError as error:
@@ -114,7 +126,7 @@ class JavaScriptProvider(PooledFunction):
             await self.drop_spare()
         await super().start()
 
-    def _launch(self) -> tuple[Child, socket.socket]:
+    def _launch(self) -> Launched:
         if _spares:
             return _spares.pop().take()
         return _worker(self._limits.memory_bytes, self.workload.confinement)

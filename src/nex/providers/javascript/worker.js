@@ -1,83 +1,28 @@
-// The inside of a JavaScript worker: one function, called once at a time over the socket on fd 0 and 1.
+// The inside of a JavaScript worker: one function, called once at a time.
 //
-// Frames, both ways (nex.providers.frames): u32 bytes after this field | u8 kind | u32 id | u32 bytes of head | head | body,
-// little endian. LOAD comes first (head: JSON settings, body: the source); then CALLs (head: subject, and after a NUL
-// the headers as JSON; body: payload). We answer READY or FAILED, then RESULT, FAILED or TOO_LARGE; LOG comes between.
+// LOAD comes first (head: JSON settings, body: the source); then CALLs (head: subject, and after a NUL the headers as
+// JSON; body: payload). We answer READY or FAILED, then RESULT, FAILED or TOO_LARGE; LOG and HOST_CALL come between.
 //
 // User code shares this realm. It cannot reach the outside (the process has no permissions, and what Deno offers is
 // deleted), but it can break what it shares with us, so the other side trusts no frame and kills this process at will.
 
-const READY = 1, RESULT = 2, FAILED = 3, LOG = 4, TOO_LARGE = 5, LOAD = 16, CALL = 17, WARM = 18;
-const HEADER = 13;
+import { CALL, EMPTY, FAILED, giveUp, isAsking, LOAD, LOG, READY, receive, RESULT, send, TOO_LARGE, WARM } from './frames.js';
+import { closeStreams, fetch, hasStreams, hostServices, services } from './services.js';
+
 const LOG_CHARS = 65536;
 
-const { stdin, stdout, inspect } = Deno;
+const { inspect } = Deno;
 const { Console, core } = Deno[Deno.internal];
 const { stringify, parse } = JSON;
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
-const EMPTY = new Uint8Array(0);
 const collect = globalThis.gc;
 const COLLECT_BYTES = 8 << 20;
-
-let input = new Uint8Array(1 << 17), start = 0, end = 0;
-let output = new Uint8Array(1 << 17);
-
-/** Have at least `n` bytes in `input`; false at the end of the stream. */
-function fill(n) {
-  if (end - start >= n) return true;
-  if (input.length < n) {
-    const larger = new Uint8Array(Math.max(n, input.length * 2));
-    larger.set(input.subarray(start, end));
-    end -= start; start = 0; input = larger;
-  } else if (input.length - start < n) {
-    input.copyWithin(0, start, end);
-    end -= start; start = 0;
-  }
-  while (end - start < n) {
-    const read = stdin.readSync(end === 0 ? input : input.subarray(end));
-    if (!read) return false;
-    end += read;
-  }
-  return true;
-}
-
-const u32 = (at) => (input[at] | input[at + 1] << 8 | input[at + 2] << 16 | input[at + 3] << 24) >>> 0;
-
-/** The next frame, waiting for it; null when the other side has closed. The body is a copy, the head a view. */
-function receive() {
-  if (!fill(HEADER)) return null;
-  const size = 4 + u32(start);
-  if (!fill(size)) return null;
-  const at = start, body = at + HEADER + u32(at + 9);
-  start += size;
-  const frame = { kind: input[at + 4], id: u32(at + 5), head: input.subarray(at + HEADER, body), body: input.slice(body, at + size) };
-  if (start === end) start = end = 0;
-  return frame;
-}
-
-function send(kind, id, head, body) {
-  const size = HEADER + head.length + body.length;
-  if (output.length < size) output = new Uint8Array(size * 2);
-  const after = size - 4, o = output;
-  o[0] = after; o[1] = after >> 8; o[2] = after >> 16; o[3] = after >> 24;
-  o[4] = kind;
-  o[5] = id; o[6] = id >> 8; o[7] = id >> 16; o[8] = id >> 24;
-  o[9] = head.length; o[10] = head.length >> 8; o[11] = head.length >> 16; o[12] = head.length >> 24;
-  if (head.length) o.set(head, HEADER);
-  o.set(body, HEADER + head.length);
-  let rest = o.subarray(0, size);
-  for (;;) {
-    const written = stdout.writeSync(rest);
-    if (written === rest.length) return;
-    rest = rest.subarray(written);
-  }
-}
 
 const shorten = (text, limit) => text.length > limit ? text.slice(0, limit) + '…' : text;
 const log = (level, text) => send(LOG, 0, encoder.encode(level), encoder.encode(shorten(text, LOG_CHARS)));
 
-const US = import.meta.url;
+const US = new URL('.', import.meta.url).href;
 const withoutAdvice = (text) => text.replaceAll(/, run again with the --allow-[a-z-]+ flag/g, ', which functions do not have');
 const withoutUs = (stack) => stack.split('\n').filter((line) => !line.includes(US)).join('\n');
 
@@ -120,13 +65,21 @@ class Reply {
   constructor(payload, headers = {}) { this.payload = payload; this.headers = headers; }
 }
 
+const fixed = (name, value) => Object.defineProperty(globalThis, name, { value, enumerable: typeof name === 'string' });
+
+/** What is the same for all functions. */
+function installServices() {
+  fixed('Reply', Reply);
+  fixed('hostServices', hostServices);
+  fixed(Symbol.for('nex'), Object.freeze({ ...services, Reply })); // where the module "nex" finds it
+  globalThis.fetch = fetch;
+}
+
 function install(environment) {
   const LEVELS = ['DEBUG', 'INFO', 'WARN', 'ERROR'];
   globalThis.console = new Console((text, level) => log(LEVELS[level] ?? 'INFO', text.endsWith('\n') ? text.slice(0, -1) : text));
-  const fixed = (name, value) => Object.defineProperty(globalThis, name, { value, enumerable: true });
   const env = Object.freeze(Object.assign(Object.create(null), environment));
   fixed('env', env);
-  fixed('Reply', Reply);
   globalThis.addEventListener('unhandledrejection', (event) => {
     event.preventDefault();
     const [text, detail] = describe(event.reason);
@@ -245,7 +198,7 @@ async function warm() {
   const before = hide;
   compiles('0');
   core.evalContext('(subject, payload) => payload', 'file:///warm');
-  await importAs('application/typescript', 'export default (value: number) => value', 'warm');
+  await importAs('application/typescript', 'import { kv } from "nex"; export default (value: number) => kv', 'warm');
   describe(new Error('warm'));
   hide = before;
 }
@@ -262,7 +215,14 @@ function reseed() {
   Object.defineProperty(Math, 'random', { value: random, writable: true, enumerable: false, configurable: true });
 }
 
+/** Nothing of a call goes on after its answer: the other side gives up what it asked for, and so do we. */
+async function finish() {
+  if (hasStreams()) closeStreams();
+  if (isAsking()) await giveUp();
+}
+
 async function main() {
+  installServices();
   setInterval(() => {}, 1 << 30); // an event loop with nothing to do would end us while a user's promise is pending
   let first = receive();
   if (first !== null && first.kind === WARM) {
@@ -277,6 +237,7 @@ async function main() {
     const settings = parse(decoder.decode(first.head));
     resultBytes = settings.resultBytes;
     [fn, env] = await load(decoder.decode(first.body), settings);
+    await finish();
   } catch (error) {
     const [text, detail] = describeLoad(error);
     fail(first.id, text, detail);
@@ -295,8 +256,10 @@ async function main() {
       }
       let value = fn.call(globalThis, subject, frame.body, context);
       if (value !== null && typeof value === 'object' && typeof value.then === 'function') value = await value;
+      if (isAsking() || hasStreams()) await finish();
       answer(frame.id, value);
     } catch (error) {
+      await finish();
       const [text, detail] = describe(error);
       fail(frame.id, text, detail);
     }

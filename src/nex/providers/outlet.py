@@ -1,0 +1,51 @@
+"""The sending end of a socket that does not block."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+__all__ = ["Outlet"]
+
+
+class Outlet:
+    """What goes out over one socket, now or when there is room. That its reader died is for others to see."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._sock = sock
+        self._fd = sock.fileno()
+        self._unsent = bytearray()
+        sock.setblocking(False)
+
+    def send(self, data: bytes) -> int:
+        """Send, now or later; how many bytes wait until the other side reads."""
+        if self._unsent:
+            self._unsent += data
+            return len(self._unsent)
+        try:
+            sent = self._sock.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return 0
+        if sent < len(data):
+            self._unsent += memoryview(data)[sent:]
+            self._loop.add_writer(self._fd, self._writable)
+        return len(self._unsent)
+
+    def drop(self) -> None:
+        """Send nothing of what waits."""
+        if self._unsent:
+            self._unsent.clear()
+            self._loop.remove_writer(self._fd)
+
+    def _writable(self) -> None:
+        try:
+            del self._unsent[: self._sock.send(self._unsent)]
+        except BlockingIOError:
+            return
+        except OSError:
+            self._unsent.clear()
+        if not self._unsent:
+            self._loop.remove_writer(self._fd)
