@@ -122,9 +122,9 @@ class JetStream:
         """
         return check_ack(await self._connection.request(subject, payload, headers=headers, timeout_s=_API_TIMEOUT_S))
 
-    async def purge(self, stream: str, subject: str) -> None:
-        """Remove every message on ``subject``."""
-        await self.call(f"STREAM.PURGE.{stream}", {"filter": subject})
+    async def purge(self, stream: str, subject: str, *, before: int = 0) -> None:
+        """Remove every message on ``subject``, or those ``before`` that number."""
+        await self.call(f"STREAM.PURGE.{stream}", {"filter": subject} | ({"seq": before} if before else {}))
 
     async def _get(self, stream: str, tail: str, question: Mapping[str, Any]) -> Stored:
         payload = b"" if tail else json.dumps(question).encode()

@@ -177,13 +177,24 @@ class KeyValue:
     async def delete(self, bucket: str, key: str, *, revision: int = 0, purge: bool = False) -> None:
         """Delete a key, and with ``purge`` its history; no error if there is none.
 
+        A mark stays in its place. If there is no room for that, the history goes too.
+
         Raises:
             JetStreamError: ``is_conflict``: there is a ``revision``, and it is not the latest.
         """
         headers = {_OPERATION: "PURGE", **_ROLLUP} if purge else {_OPERATION: "DEL"}
         if revision:
             headers[_EXPECTED] = str(revision)
-        await self._write(bucket, key, b"", headers)
+        try:
+            await self._write(bucket, key, b"", headers)
+        except JetStreamError as error:
+            last = await self._last(bucket, key) if error.is_full else None
+            if last is None or (revision and last.sequence != revision):
+                raise
+            await self._api.purge(_stream(bucket), last.subject, before=last.sequence + 1)
+            if revision:
+                headers[_EXPECTED] = "0"
+            await self._write(bucket, key, b"", headers)
 
     async def keys(
         self, bucket: str, pattern: str = ">", *, after: str = "", limit: int = 1000

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import random
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import nats
@@ -273,3 +274,120 @@ async def test_a_system_without_jetstream_is_told() -> None:
 async def test_a_domain_is_reached_by_its_prefix(connection: Connection) -> None:
     with pytest.raises(UnreachableError, match=r"\$JS\.elsewhere\.API"):
         await ObjectStore(connection, "elsewhere").info("B", "k")
+
+
+async def _pieces(*pieces: bytes) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece
+
+
+async def _messages(connection: Connection) -> int:
+    return int((await JetStream(connection).call("STREAM.INFO.OBJ_B"))["state"]["messages"])
+
+
+@pytest.mark.parametrize("size", [0, 1, 131072, 131073, 5_000_000])
+async def test_what_is_written_is_what_is_read(store: ObjectStore, connection: Connection, size: int) -> None:
+    content = random.Random(size).randbytes(size)  # noqa: S311 - the same bytes each time
+    cut = [content[start : start + 70_000] for start in range(0, size, 70_000)]
+    written = await store.write("B", "k", _pieces(*cut), description="some", metadata={"a": "b"})
+    info, pieces = await store.read("B", "k")
+    assert info == written
+    assert b"".join([piece async for piece in pieces]) == content
+    client = await nats.connect(connection.url)
+    theirs = await (await client.jetstream().object_store("B")).get("k")
+    assert theirs.data == content
+    assert theirs.info.description == "some"
+    await client.close()
+
+
+async def test_of_writers_at_once_the_last_stays_and_nothing_of_the_others(
+    store: ObjectStore, connection: Connection
+) -> None:
+    await asyncio.gather(*(store.write("B", "k", _pieces(b"%d" % n * 200_000)) for n in range(8)))
+    info, pieces = await store.read("B", "k")
+    content = b"".join([piece async for piece in pieces])
+    assert set(content) <= set(b"01234567")
+    assert len(set(content)) == 1
+    assert await _messages(connection) == info.chunks + 1
+
+
+async def test_a_writer_that_gives_up_leaves_nothing(store: ObjectStore, connection: Connection) -> None:
+    await store.write("B", "k", _pieces(b"old"))
+
+    async def broken() -> AsyncIterator[bytes]:
+        yield b"x" * 1_000_000
+        raise ValueError("given up")
+
+    with pytest.raises(ValueError, match="given up"):
+        await store.write("B", "k", broken())
+    with pytest.raises(ValueError, match="given up"):
+        await store.write("B", "new", broken())
+    assert await _messages(connection) == 2
+    assert [info.key for info in (await store.list("B"))[0]] == ["k"]
+
+
+async def test_an_object_replaced_while_it_is_read_is_told(store: ObjectStore) -> None:
+    for chunks in (1, 100):
+        await store.write("B", "k", _pieces(*[b"x" * 131072] * chunks))
+        _, pieces = await store.read("B", "k")
+        await store.write("B", "k", _pieces(b"y"))
+        with pytest.raises(ArtifactError, match="damaged"):
+            assert [piece async for piece in pieces]
+
+
+async def test_a_damaged_object_is_told_when_it_has_been_read(store: ObjectStore, connection: Connection) -> None:
+    await store.write("B", "k", _pieces(b"x" * 300_000))
+    for change, why in (
+        ({"digest": "SHA-256=" + base64.urlsafe_b64encode(bytes(32)).decode()}, "its digest is"),
+        ({"size": 300_001}, "300000 bytes of 300001"),
+        ({"size": 200_000}, "more than the 200000 bytes"),
+        ({"digest": ""}, "no SHA-256 digest"),
+    ):
+        await _describe(connection, **change)
+        _, pieces = await store.read("B", "k")
+        with pytest.raises(ArtifactError, match=why):
+            assert [piece async for piece in pieces]
+
+
+async def test_a_reader_that_stops_leaves_no_consumer(store: ObjectStore, connection: Connection) -> None:
+    await store.write("B", "k", _pieces(b"x" * 10_000_000))
+    _, pieces = await store.read("B", "k")
+    assert len(await anext(pieces)) == 131072
+    await pieces.aclose()
+    async with asyncio.timeout(10):
+        while (await JetStream(connection).call("STREAM.INFO.OBJ_B"))["state"]["consumer_count"]:
+            pass
+
+
+async def test_links_are_followed_within_the_bucket_only(store: ObjectStore, connection: Connection) -> None:
+    await store.ensure_bucket("Other")
+    await store.write("Other", "secret", _pieces(b"not for everybody"))
+    await store.write("B", "target", _pieces(b"content"))
+    await store.write("B", "k", _pieces(b""))
+    await _describe(connection, options={"link": {"bucket": "B", "name": "target"}})
+    info, pieces = await store.read("B", "k")
+    assert info.key == "target"
+    assert [piece async for piece in pieces] == [b"content"]
+    await _describe(connection, options={"link": {"bucket": "Other", "name": "secret"}})
+    with pytest.raises(RefusedError, match="a link to bucket Other"):
+        await store.read("B", "k")
+
+
+async def test_a_listing_is_by_name_and_hides_what_is_deleted_or_damaged(
+    store: ObjectStore, connection: Connection
+) -> None:
+    assert await store.list("B") == ([], "")
+    client = await nats.connect(connection.url)
+    theirs = await client.jetstream().object_store("B")
+    for name in ("c", "gone", "k"):
+        await store.write("B", name, _pieces(b"x"))
+    await theirs.put("b", b"theirs")
+    await client.close()
+    await store.delete("B", "gone")
+    await _describe(connection, size=-1)
+    found, after = await store.list("B", limit=1)
+    assert (found[0].key, found[0].size, after) == ("b", 6, "b")
+    assert found[0].modified.startswith("20")
+    assert [info.key for info in (await store.list("B", after="b"))[0]] == ["c"]
+    with pytest.raises(NotFoundError, match="no such bucket"):
+        await store.list("None")
