@@ -207,6 +207,14 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
         ),
         ("autostart", {"workloads": [{"name": "x", "type": "v8", "location": "http://B/K"}]}),
         ("autostart", {"workloads": [{"name": "x y", "type": "v8", "location": "nats://B/K"}]}),
+        (
+            "autostart",
+            {"workloads": [{"name": "x", "type": "v8", "location": "nats://B/K", "triggers": [{"type": "queue"}]}]},
+        ),
+        (
+            "autostart",
+            {"workloads": [{"name": "x", "type": "v8", "location": "nats://B/K", "triggers": [{"type": "schedule"}]}]},
+        ),
     ],
 )
 def test_a_wrong_value_is_told_with_its_key(tmp_path: Path, key: str, value: Any) -> None:

@@ -16,6 +16,7 @@ from nex.node.policy import Order, Rules, Target, check_hash, check_order, check
 from nex.protocol.control import Connections, DeployRequest, NatsConnection, StopRequest
 from nex.protocol.location import Location
 from nex.protocol.subjects import MAX_TRIGGERS
+from nex.protocol.triggers import KvTrigger, ObjectTrigger, ScheduleTrigger, StreamTrigger
 from nex.security.claims import decode, sign_deploy, sign_stop
 from nex.security.keys import SigningKey
 from nex.security.xkeys import CurveKey, seal_environment, seal_text
@@ -368,3 +369,36 @@ def test_another_namespace_sees_nothing_but_only_after_the_claims() -> None:
 
     assert stop(good, namespace="other") == "No such workload"
     assert stop("x", namespace="other").startswith("Invalid stop request: ")
+
+
+def test_a_function_may_have_other_triggers_than_subjects() -> None:
+    triggers = (StreamTrigger(stream="ORDERS"), ScheduleTrigger(every_ms=1000), KvTrigger(bucket="SHOP"))
+    assert check(request(trigger_subjects=(), triggers=triggers)).request.triggers == triggers
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"type": "native", "trigger_subjects": ()}, "Unsupported workload type for trigger subject registration"),
+        ({"triggers": (StreamTrigger(stream="A.B"),)}, "Invalid deploy request: 'A.B' is no name of a stream"),
+        ({"triggers": (ScheduleTrigger(cron="soon"),)}, "'soon' is no cron expression"),
+        ({"triggers": (StreamTrigger(stream="S", filters=("$NEX.logs.>",)),)}, "deny list"),
+        ({"triggers": (StreamTrigger(stream="S", filters=("private.a",)),)}, "deny list"),
+        ({"triggers": (KvTrigger(bucket="hs_other_fn_kv"),)}, "belongs to Nex or to another workload"),
+        ({"triggers": (StreamTrigger(stream="KV_nex_schedules"),)}, "belongs to Nex or to another workload"),
+        ({"triggers": (StreamTrigger(stream="OBJ_hs_other_fn_obj"),)}, "belongs to Nex or to another workload"),
+    ],
+)
+def test_triggers_that_cannot_be_are_refused(changes: dict[str, Any], text: str) -> None:
+    strict = rules(deny_trigger_subjects=("private.>",))
+    plain: dict[str, Any] = {"triggers": (StreamTrigger(stream="ORDERS"),)}
+    assert text in refusal(request(**plain | changes), rules=strict)
+
+
+def test_only_buckets_that_may_be_bound_may_be_watched() -> None:
+    watching = request(triggers=(KvTrigger(bucket="SHOP"),))
+    assert "is not allowed in namespace team" in refusal(watching, namespace="team")
+    lax = rules(host_services=HostServices(allow_bindings=("team/kv:SHOP",)))
+    assert check(watching, namespace="team", rules=lax).namespace == "team"
+    as_object = request(triggers=(ObjectTrigger(bucket="SHOP"),))
+    assert "is not allowed" in refusal(as_object, namespace="team", rules=lax)
