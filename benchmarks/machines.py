@@ -37,6 +37,13 @@ _BARE_BOOTS = 5
 _COLD_BOOTS = 3
 _SPAWNS = 200
 _DEPLOYS = 10
+_POOL = 2
+_NODES: tuple[tuple[str, str, dict[str, object]], ...] = (
+    ("process", "process", {}),
+    ("sandbox", "sandbox", {}),
+    ("emulated qemu that has rehearsed", "qemu", {"accel": "tcg"}),
+    ("emulated qemu that has not", "qemu", {"accel": "tcg", "kernel_arguments": "nex.rehearse=0"}),
+)
 _TYPES = ("native", "v8", "wasm")
 _MARK = "bare busybox is up"
 _PAYLOAD = os.urandom(128)
@@ -182,25 +189,35 @@ async def _calls(seconds: float) -> list[Row]:
     deployed: dict[tuple[str, str], list[float]] = {}
     called: dict[tuple[str, str], tuple[float, float]] = {}
     bare: list[float] = []
-    for driver in ("process", "sandbox", "qemu"):
-        async with platform(leaf=True, pool=2, driver=driver) as node, echo_service(node.server, "bench.echo"):
+    for name, driver, options in _NODES:
+        rehearses = options.get("accel") == "tcg" and "kernel_arguments" not in options
+        async with (
+            platform(leaf=True, pool=_POOL, driver=driver, options=options) as node,
+            echo_service(node.server, "bench.echo"),
+        ):
             sample = await load(node.nats, "bench.echo", _PAYLOAD, _PAYLOAD, callers=1, seconds=seconds)
             bare.append(sample.p50_us / 1000)
+            warm = _POOL
             for kind, path in functions().items():
                 order = await node.prepare(f"bench-{kind}", kind, path)
                 for last in [False] * (_DEPLOYS - 1) + [True]:
                     await asyncio.sleep(1.0 if driver != "qemu" else 2.0)  # until the pool is warm again
+                    if rehearses:
+                        await node.until_rehearsed(warm)
                     begin = now_ms()
                     workload_id = await node.deploy(order)
                     await node.nats.request(order.trigger_subjects[0], _PAYLOAD, timeout=20)
-                    deployed.setdefault((driver, kind), []).append(now_ms() - begin)
+                    deployed.setdefault((name, kind), []).append(now_ms() - begin)
+                    warm += 1
                     if not last:
                         await node.stop(order, workload_id)
+                if rehearses:
+                    await node.until_rehearsed(warm)
                 await load(node.nats, order.trigger_subjects[0], _PAYLOAD, _PAYLOAD, callers=1, seconds=1.0)
                 sample = await load(
                     node.nats, order.trigger_subjects[0], _PAYLOAD, _PAYLOAD, callers=1, seconds=seconds
                 )
-                called[driver, kind] = sample.p50_us / 1000, sample.p99_us / 1000
+                called[name, kind] = sample.p50_us / 1000, sample.p99_us / 1000
     rows = []
     for (driver, kind), times in deployed.items():
         base = median(deployed["process", kind])

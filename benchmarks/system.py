@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from nex.transport.server import NatsServer
 ROOT = Path(__file__).parent
 NEX = Path(sys.executable).parent / "nex"
 _START_TIMEOUT_S = 30.0
+_REHEARSAL_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -47,6 +48,7 @@ class Platform:
     store: ObjectStore
     nats: Nats
     signer: Signer
+    log: Path
 
     async def prepare(self, name: str, kind: str, path: Path, *, subject: str = "", parallel: int = 0) -> Order:
         """Upload an artifact; what comes back deploys it."""
@@ -65,20 +67,33 @@ class Platform:
         """Deploy it on the node; returns the workload's id."""
         return (await deploy_to(self.client, self.target, order, self.signer)).reply.id
 
+    async def until_rehearsed(self, times: int) -> None:
+        """Wait until that many machines have rehearsed; the node says so in its log."""
+        async with asyncio.timeout(_REHEARSAL_TIMEOUT_S):
+            while (await asyncio.to_thread(self.log.read_text)).count("action=machine_rehearsed") < times:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+
     async def stop(self, order: Order, workload_id: str) -> None:
         """Stop it again."""
         await self.client.stop(self.target.node_id, workload_id, name=order.name, issuer=self.signer.issuer)
 
 
 @contextlib.asynccontextmanager
-async def platform(*, leaf: bool, pool: int = 4, driver: str = "process") -> AsyncGenerator[Platform]:
-    """Start everything; with ``leaf`` the node's private server joins the public one as a leaf node."""
+async def platform(
+    *, leaf: bool, pool: int = 4, driver: str = "process", options: Mapping[str, object] | None = None
+) -> AsyncGenerator[Platform]:
+    """Start everything; with ``leaf`` the node's private server joins the public one as a leaf node.
+
+    ``options`` are the driver's.
+    """
     async with public_server() as server, contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nex-bench-")))
         connection = await Connection.open(ConnectOptions(servers=(server.client_url,), name="bench"))
         stack.push_async_callback(connection.close)
         client = Client(connection, timeout_s=10.0)
-        node, node_id = await _start_node(server, connection, folder, driver, leaf=leaf, pool=pool)
+        node, node_id = await _start_node(
+            server, connection, folder, driver, leaf=leaf, pool=pool, options=options or {}
+        )
         stack.push_async_callback(node.stop, 20.0)
         plain = await nats.connect(server.client_url)
         stack.push_async_callback(plain.close)
@@ -90,11 +105,19 @@ async def platform(*, leaf: bool, pool: int = 4, driver: str = "process") -> Asy
             store=ObjectStore(connection),
             nats=plain,
             signer=Signer(SigningKey.create("account"), CurveKey.create()),
+            log=folder / "node.log",
         )
 
 
 async def _start_node(
-    server: NatsServer, connection: Connection, folder: Path, driver: str, *, leaf: bool, pool: int
+    server: NatsServer,
+    connection: Connection,
+    folder: Path,
+    driver: str,
+    *,
+    leaf: bool,
+    pool: int,
+    options: Mapping[str, object],
 ) -> tuple[Child, str]:
     config = folder / "config.json"
     keys: dict[str, object] = {
@@ -102,6 +125,7 @@ async def _start_node(
         "state_dir": str(folder / "state"),
         "machine_pool_size": pool,
         "driver": driver,
+        "driver_options": dict(options),
     }
     if leaf:
         keys["leafnode"] = {"urls": [server.leaf_url.replace("nats://", "nats-leaf://")]}
@@ -109,7 +133,17 @@ async def _start_node(
     async with connection.stream("$NEX.events.system.node_started") as events:
         log = (folder / "node.log").open("wb")
         node = Child.spawn(
-            [NEX, "-s", server.client_url, "--loglevel", "warn", "node", "up", "--config", config],
+            [
+                NEX,
+                "-s",
+                server.client_url,
+                "--loglevel",
+                "info" if driver == "qemu" else "warn",
+                "node",
+                "up",
+                "--config",
+                config,
+            ],
             env=dict(os.environ),
             stdout=log,
             stderr=subprocess.STDOUT,
