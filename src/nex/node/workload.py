@@ -269,6 +269,7 @@ class Workload:
             undo.push_async_callback(pool.destroy, link)
             self.link = link
             undo.callback(setattr, self, "link", None)
+            undo.callback(self._detach)
             self._session = access.session()
             undo.push_async_callback(self._end_session)
             try:

@@ -40,6 +40,7 @@ _BUCKET = re.compile(r"[a-zA-Z0-9_-]{1,200}")
 _KEYS = re.compile(r"[-/_=.a-zA-Z0-9*>]+")
 _UNFIT = re.compile(r"[^a-zA-Z0-9-]")
 _SHOWN = 40
+_OURS = "nex_"
 _LEAST_MS = 1000
 
 
@@ -95,7 +96,7 @@ class Delivery(_Trigger, frozen=True, kw_only=True):
         if self.consumer:
             return self.consumer
         digest = hashlib.sha256(f"{namespace}\0{name}\0{self.label}".encode()).hexdigest()[:20]
-        return f"nex_{_UNFIT.sub('_', namespace)[:_SHOWN]}_{_UNFIT.sub('_', name)[:_SHOWN]}_{digest}"
+        return f"{_OURS}{_UNFIT.sub('_', namespace)[:_SHOWN]}_{_UNFIT.sub('_', name)[:_SHOWN]}_{digest}"
 
     def pause_ms(self, deliveries: int) -> int:
         """How long to wait after that many tries have failed."""
@@ -103,8 +104,8 @@ class Delivery(_Trigger, frozen=True, kw_only=True):
 
     def check(self) -> None:
         """As `_Trigger.check`."""
-        if self.consumer and not _NAME.fullmatch(self.consumer):
-            raise UsageError(f"{self.consumer!r} is no name of a consumer")
+        if self.consumer and (not _NAME.fullmatch(self.consumer) or self.consumer.startswith(_OURS)):
+            raise UsageError(f"{self.consumer!r} is no name of a consumer, or one of those that Nex makes")
         if self.dead_letter and (not is_subject(self.dead_letter) or self.dead_letter.startswith(("$", "_INBOX."))):
             raise UsageError(f"the dead letter subject {self.dead_letter!r} is none to publish to")
         for subject in self.subjects:

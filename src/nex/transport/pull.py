@@ -19,12 +19,13 @@ __all__ = ["Delivered", "Puller", "ensure_consumer"]
 _ACK_TOKENS = 9
 _ACK_TOKENS_OF_DOMAINS = 11
 _EXPIRES_S = 30.0
-_HEARTBEAT_S = 5.0
+_LEAST_BYTES = 16 * 1024 * 1024
+_HEADER_BYTES = 64 * 1024
+_HEARTBEAT_EVERY_S = 5.0
 _SILENCE_S = 12.0
 _HEARTBEAT = "100"
 _ENDS = frozenset({"404", "408"})
-_HEARTBEAT = "100"
-_ENDS = frozenset({"404", "408"})
+_FULL = "Message Size Exceeds MaxBytes"
 _ACK_TIMEOUT_S = 2.0
 _ACK_PAUSE_S = 0.5
 _ACK_TRIES = 10
@@ -32,10 +33,13 @@ _FIXED = ("deliver_policy", "opt_start_seq", "opt_start_time")
 """What a consumer that has begun cannot change: it has its position."""
 
 
-async def ensure_consumer(api: JetStream, stream: str, name: str, config: Mapping[str, Any], *, mark: str) -> str:
+async def ensure_consumer(
+    api: JetStream, stream: str, name: str, config: Mapping[str, Any], *, mark: tuple[str, str]
+) -> str:
     """Make the durable consumer, or change the one that is there to ``config``; it keeps its position.
 
-    One without the ``mark`` of ours in its metadata is somebody's own: it is used as it is, if it can be.
+    Without the ``mark``, a name and a value, in its metadata it is somebody's own and used as it is, if it can be; with
+    another value it is refused.
 
     Returns:
         When it was made, as JetStream tells it: another time is another consumer, which begins anew.
@@ -44,7 +48,7 @@ async def ensure_consumer(api: JetStream, stream: str, name: str, config: Mappin
         RefusedError: it cannot be made, or one of that name is there that cannot be used.
         UnreachableError: there is no JetStream.
     """
-    wanted = dict(config) | {"durable_name": name}
+    wanted = dict(config) | {"durable_name": name, "metadata": dict([mark])}
     found: dict[str, Any] = {}
     try:
         found = await api.call(f"CONSUMER.INFO.{stream}.{name}")
@@ -56,7 +60,10 @@ async def ensure_consumer(api: JetStream, stream: str, name: str, config: Mappin
         where = f"the consumer {name} of stream {stream}"
         if there.get("deliver_subject") or there.get("ack_policy") != "explicit":
             raise RefusedError(f"{where} is not one to pull from with explicit acknowledgement; name another")
-        if mark not in (there.get("metadata") or {}):
+        owner = (there.get("metadata") or {}).get(mark[0])
+        if owner is not None and owner != mark[1]:
+            raise RefusedError(f"{where} belongs to another namespace; name another")
+        if owner is None:
             if _filters(there) != _filters(wanted):
                 raise RefusedError(f"{where} has other filters: {', '.join(sorted(_filters(there))) or 'none'}")
             return str(found.get("created", ""))
@@ -177,11 +184,16 @@ class Puller:
 
     def pull(self) -> None:
         """Ask for as many messages as there is room for, unless some may still come that were asked for before."""
-        room = self._room()
-        if self._subscription is None or self._left or room <= 0:
+        if self._subscription is None or self._left or (room := self._room()) <= 0:
             return
         self._question = self._inbox + str(next(self._numbers))
-        body = b'{"batch":%d,"expires":%d,"idle_heartbeat":%d}' % (room, _EXPIRES_S * 1e9, _HEARTBEAT_S * 1e9)
+        most_bytes = max(_LEAST_BYTES, self._connection.max_payload + _HEADER_BYTES)
+        body = b'{"batch":%d,"max_bytes":%d,"expires":%d,"idle_heartbeat":%d}' % (
+            room,
+            most_bytes,
+            _EXPIRES_S * 1e9,
+            _HEARTBEAT_EVERY_S * 1e9,
+        )
         try:
             self._connection.publish_soon(self._verb, body, reply=self._question)
         except UnreachableError as error:
@@ -208,10 +220,11 @@ class Puller:
             return
         else:
             self._left = 0
-            if msg.status in _ENDS:
+            text = (msg.headers or {}).get(DESCRIPTION, "it is not there")
+            if msg.status in _ENDS or text == _FULL:
                 self.pull()
             else:
-                self._on_trouble((msg.headers or {}).get(DESCRIPTION, "it is not there"))
+                self._on_trouble(text)
 
     def _lost(self) -> None:
         """The server has forgotten what we asked."""

@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from nex.errors import CallFailed, CallOverloaded, MachineError, RefusedError
+from nex.node.sources import stream
 from nex.node.sources.stream import StreamSource, Where
 from nex.protocol.triggers import Delivery, KvTrigger, ObjectTrigger, StreamTrigger
+from nex.telemetry.logs import Log
 from nex.transport.connection import Connection, Msg
 from nex.transport.jetstream import JetStream
 from nex.transport.objects import ObjectStore
@@ -58,6 +60,17 @@ class Function:
     @property
     def headers(self) -> list[dict[str, str]]:
         return [headers for _, _, headers in self.calls]
+
+
+@dataclass
+class Said(Log):
+    """Sets an event at the first warning."""
+
+    warned: asyncio.Event
+
+    def warn(self, action: str, text: str, **fields: object) -> None:
+        assert (action, "consumer" in fields) == ("source_lost", True), text
+        self.warned.set()
 
 
 @dataclass
@@ -156,6 +169,25 @@ async def test_no_more_is_under_way_than_may_be(connection: Connection) -> None:
 
     assert function.most == 3
     assert sorted(headers["Nex-Sequence"] for headers in function.headers) == sorted(map(str, range(1, 11)))
+
+
+async def test_what_is_held_is_bounded_in_bytes(connection: Connection) -> None:
+    await make_stream(connection, "ORDERS", "orders.*")
+    payload = bytes(1000 * 1000)
+    for number in range(60):
+        await store(connection, f"orders.{number}", payload)
+    function = Function()
+    trigger = StreamTrigger(stream="ORDERS", in_flight=1000)
+    async with source_of(connection, trigger, most=1000, function=function, attach=False) as bench:
+        await bench.source.attach(function)
+        await function.count(33)
+        await connection.flush()
+        (info,) = await consumers(connection, "ORDERS")
+        assert 33 <= info["num_ack_pending"] <= 50
+        function.gate.set()
+        await settled(connection, "ORDERS", 60)
+
+    assert len(function.calls) == 60
 
 
 async def test_nothing_is_delivered_while_there_is_no_agent(connection: Connection) -> None:
@@ -342,6 +374,7 @@ async def test_a_consumer_is_changed_and_keeps_its_position(connection: Connecti
         ({"deliver_subject": "there", "ack_policy": "explicit"}, "not one to pull from"),
         ({"ack_policy": "none"}, "not one to pull from"),
         ({"ack_policy": "explicit", "filter_subject": "orders.2"}, "has other filters: orders.2"),
+        ({"ack_policy": "explicit", "metadata": {"nex.namespace": "team"}}, "belongs to another namespace"),
     ],
 )
 async def test_somebody_elses_consumer_is_refused(connection: Connection, config: dict[str, Any], text: str) -> None:
@@ -385,6 +418,22 @@ async def test_a_consumer_that_was_removed_is_made_again(connection: Connection)
         await bench.function.count(3)  # the new one begins anew, and so does our memory of it
 
     assert [subject for subject, _, _ in bench.function.calls] == ["orders.1", "orders.1", "orders.2"]
+
+
+async def test_a_stream_that_was_removed_is_missed_and_found_again(
+    connection: Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "backoff_s", lambda tries: 0.01 * tries)
+    said = asyncio.Event()
+    monkeypatch.setattr(stream, "_log", Said(said))
+    await make_stream(connection, "ORDERS", "orders.*")
+    async with source_of(connection, ORDERS) as bench:
+        await JetStream(connection).call("STREAM.DELETE.ORDERS")
+        async with asyncio.timeout(20):
+            await said.wait()
+        await make_stream(connection, "ORDERS", "orders.*")
+        await store(connection, "orders.1")
+        await bench.function.count(1)
 
 
 async def test_two_sources_share_a_consumer(connection: Connection, options: ConnectOptions) -> None:

@@ -80,6 +80,7 @@ def test_every_kind_survives_the_wire() -> None:
         (StreamTrigger(stream="A.B"), "no name of a stream"),
         (StreamTrigger(stream="A B"), "no name of a stream"),
         (StreamTrigger(stream="X", consumer="a.b"), "no name of a consumer"),
+        (StreamTrigger(stream="X", consumer="nex_a_b_0123"), "one of those that Nex makes"),
         (StreamTrigger(stream="X", filters=("a..b",)), "no subject to subscribe to"),
         (StreamTrigger(stream="X", filters=("a.*", "a.b")), "overlap"),
         (StreamTrigger(stream="X", filters=("a", "a")), "overlap"),

@@ -105,8 +105,12 @@ class Sources:
         if self._caller is not None:
             await self._caller.aclose()
         self._caller = caller
-        for index, (source, trigger) in enumerate(zip(self._sources, self._triggers, strict=True), self._first):
-            await source.attach(self._call(caller, index, trigger.label))
+        try:
+            for index, (source, trigger) in enumerate(zip(self._sources, self._triggers, strict=True), self._first):
+                await source.attach(self._call(caller, index, trigger.label))
+        except BaseException:
+            self.detach()
+            raise
 
     def _call(self, caller: Caller, index: int, label: str) -> Call:
         async def call(subject: str, payload: bytes, headers: Mapping[str, str]) -> None:

@@ -23,7 +23,7 @@ from nex.errors import (
     RefusedError,
     UsageError,
 )
-from nex.node.lifecycle import backoff_s
+from nex.node.lifecycle import STABLE_S, backoff_s
 from nex.node.sources.base import Call, Source
 from nex.node.sources.events import dead_letter_headers, event_headers
 from nex.node.sources.window import Completed, Slots
@@ -46,8 +46,11 @@ _COMPLETED = 8192
 _MARK = "nex.namespace"
 _DEAD_LETTER_TIMEOUT_S = 5.0
 _OVERLOAD_S = (0.05, 2.0)
+_OVERLOADED_S = 120.0
+_HELD_BYTES = 32 * 1024 * 1024
 _PATIENCE_S = 5.0
 _LEAVING_MS = 3000
+_SAID_AFTER = 3  # looks at a consumer that were of no use
 _CLOSE_S = 3.0
 _CRASHED = "every try ended without an answer"
 
@@ -87,6 +90,7 @@ class StreamSource(Source):
         self._slots = Slots(max(1, min(most, trigger.in_flight)))
         self._completed = Completed(_COMPLETED)
         self._held: dict[int, Delivered] = {}
+        self._held_bytes = 0
         self._made = ""
         self._call: Call | None = None
         self._puller: Puller | None = None
@@ -174,7 +178,6 @@ class StreamSource(Source):
         )
         config = {
             "description": f"Nex: {trigger.label} of {self._where.namespace}/{self._where.name}",
-            "metadata": {_MARK: self._where.namespace, "nex.workload": self._where.name},
             "deliver_policy": start,
             "ack_policy": "explicit",
             "replay_policy": "instant",
@@ -187,7 +190,9 @@ class StreamSource(Source):
             config["filter_subject"] = filters[0]
         elif filters:
             config["filter_subjects"] = list(filters)
-        made = await ensure_consumer(self._api, self._stream, self._durable, config, mark=_MARK)
+        made = await ensure_consumer(
+            self._api, self._stream, self._durable, config, mark=(_MARK, self._where.namespace)
+        )
         if made != self._made:
             self._completed.clear()
             self._made = made
@@ -197,26 +202,29 @@ class StreamSource(Source):
         self._broken.set()
 
     async def _mend(self) -> None:
-        """Whenever the consumer fails us, see that it is there and ask it again."""
-        tries, said = 0, False
+        """Whenever the consumer fails us, look for it and ask it again; less often if that is no good."""
+        loop = asyncio.get_running_loop()
+        tries, said, looked_at = 0, False, float("-inf")
         while True:
             await self._broken.wait()
             self._broken.clear()
+            if loop.time() - looked_at > STABLE_S:
+                tries, said = 0, False
+            else:
+                await asyncio.sleep(backoff_s(tries))
+                tries += 1
+            trouble = self._trouble
             try:
                 await self._ensure()
             except NexError as error:
-                if not said:
-                    _log.warn("source_lost", f"no events of {self._trigger.label}: {error}", consumer=self._durable)
-                said = True
-                await asyncio.sleep(backoff_s(tries))
-                tries += 1
+                trouble = str(error)
                 self._broken.set()
             else:
-                if said:
-                    _log.info("source_back", f"events of {self._trigger.label} come again", consumer=self._durable)
-                tries, said = 0, False
-                _log.debug("source_mended", f"{self._trigger.label}: {self._trouble}", consumer=self._durable)
                 self._more()
+            looked_at = loop.time()
+            if tries >= _SAID_AFTER and not said:
+                _log.warn("source_lost", f"no events of {self._trigger.label}: {trouble}", consumer=self._durable)
+                said = True
 
     async def _tell_progress(self) -> None:
         while True:
@@ -227,7 +235,9 @@ class StreamSource(Source):
     # Events
 
     def _room(self) -> int:
-        return 0 if self._call is None or self._draining else max(0, self._slots.now - len(self._held))
+        if self._call is None or self._draining or self._held_bytes >= _HELD_BYTES:
+            return 0
+        return max(0, self._slots.now - len(self._held))
 
     def _more(self) -> None:
         if self._puller is not None:
@@ -237,19 +247,22 @@ class StreamSource(Source):
         sequence = event.sequence
         if (held := self._held.get(sequence)) is not None:
             held.msg.reply = event.msg.reply  # it took too long to say that it is being worked on
-        elif sequence in self._completed:
-            self._held[sequence] = event
-            self._work.start(self._acknowledge(event), name=f"event.{sequence}")
         else:
             self._held[sequence] = event
-            self._work.start(self._serve(event), name=f"event.{sequence}")
+            self._held_bytes += len(event.msg.data)
+            work = self._acknowledge if sequence in self._completed else self._serve
+            self._work.start(work(event), name=f"event.{sequence}")
+
+    def _release(self, event: Delivered) -> None:
+        del self._held[event.sequence]
+        self._held_bytes -= len(event.msg.data)
+        self._more()
 
     async def _acknowledge(self, event: Delivered) -> None:
         try:
             await event.ack(self._connection)
         finally:
-            self._held.pop(event.sequence, None)
-            self._more()
+            self._release(event)
 
     async def _serve(self, event: Delivered) -> None:
         try:
@@ -261,8 +274,7 @@ class StreamSource(Source):
             else:
                 await self._try(event, call)
         finally:
-            self._held.pop(event.sequence, None)
-            self._more()
+            self._release(event)
 
     async def _agent(self) -> Call | None:
         if self._call is None and not self._draining:
@@ -290,12 +302,16 @@ class StreamSource(Source):
         """Call the function; while others keep it from this call, the try has not begun."""
         pause_s, longest_s = _OVERLOAD_S
         headers = event_headers(self._trigger, event)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _OVERLOADED_S
         while True:
             try:
                 await call(event.msg.subject, event.msg.data, headers)
             except CallOverloaded:
                 if self._draining or self._call is not call:
                     raise
+                if loop.time() > deadline:
+                    raise CallFailed("the function had no room for the event") from None
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, longest_s)
             else:
