@@ -53,7 +53,7 @@ class Caller:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One piece of an answer that comes in several: its value, if it has one, and its body."""
+    """One piece of an answer that comes in several: its value, if it has one, and its body, of any length."""
 
     body: bytes
     value: Any = None
@@ -63,9 +63,9 @@ class Piece:
 class Result:
     """The answer to a call.
 
-    ``value`` must be JSON. ``rest``, if there is one, gives what comes after ``body``; it is closed (`aclose`) in the
-    end, whether it was read to its end or not. A generator that was never begun runs no ``finally``: one that holds
-    something from the start must have given a piece already.
+    ``value`` must be JSON; ``body`` may be of any length, the router cuts it. ``rest``, if there is one, gives what
+    comes after ``body``; it is closed (`aclose`) in the end, whether it was read to its end or not. A generator that
+    was never begun runs no ``finally``: one that holds something from the start must have given a piece already.
     """
 
     value: Any = None

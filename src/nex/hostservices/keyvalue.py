@@ -20,7 +20,6 @@ from nex.hostservices.stores import (
     check_pattern,
     gather,
     host_error,
-    in_full,
 )
 from nex.protocol.hostcalls import (
     PIECE_BYTES,
@@ -109,7 +108,7 @@ class KeyValueService(StoreService[KeyValueBackend]):
     async def _get(self, caller: Caller, call: KvGet) -> Result:
         key = _key(call.key)
         entry = await self._on(caller, call.bucket, lambda store, bucket: store.get(bucket, key, call.revision))
-        return in_full({"revision": entry.revision}, entry.value)
+        return Result({"revision": entry.revision}, entry.value)
 
     async def _set(self, caller: Caller, call: KvSet, body: AsyncIterator[bytes]) -> Result:
         key = _key(call.key)
@@ -172,7 +171,7 @@ class KeyValueService(StoreService[KeyValueBackend]):
         if not entries:
             raise HostError("not_found", f"no such key: {key}")
         told = [{name: of for name, of in _told(entry).items() if name != "key"} for entry in entries]
-        return in_full(told, b"".join(entry.value for entry in entries))
+        return Result(told, b"".join(entry.value for entry in entries))
 
     async def _watch(self, caller: Caller, call: KvWatch) -> Result:
         pattern, who = _filter(call.filter), caller.workload_id
@@ -197,11 +196,7 @@ class KeyValueService(StoreService[KeyValueBackend]):
                 is_told = True
                 yield Piece(b"")
                 async for entry in entries:
-                    whole = in_full(_told(entry), entry.value)
-                    yield Piece(whole.body, whole.value)
-                    if whole.rest is not None:
-                        async for piece in whole.rest:
-                            yield piece
+                    yield Piece(entry.value, _told(entry))
         except NexError as error:
             if not is_told:
                 raise  # to `_on`, which knows what to do about a missing bucket

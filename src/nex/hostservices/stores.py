@@ -1,4 +1,4 @@
-"""What the key-value and object services have in common: the backends' shape, buckets, errors, large values."""
+"""What the key-value and object services have in common: the backends' shape, buckets, errors."""
 
 # ruff: noqa: D102 - the methods of the protocols are documented where they are implemented
 
@@ -10,7 +10,7 @@ import re
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Final, Generic, Literal, Protocol, TypeVar
+from typing import ClassVar, Final, Generic, Literal, Protocol, TypeVar
 
 from nex.errors import (
     DeadlineError,
@@ -20,8 +20,7 @@ from nex.errors import (
     UnreachableError,
     UsageError,
 )
-from nex.hostservices.base import Caller, HostError, HostService, Piece, Result
-from nex.protocol.hostcalls import PIECE_BYTES
+from nex.hostservices.base import Caller, HostError, HostService
 from nex.transport.connection import Connection
 from nex.transport.jetstream import JetStreamError
 from nex.transport.keyvalue import Entry
@@ -36,7 +35,6 @@ __all__ = [
     "default_bucket",
     "gather",
     "host_error",
-    "in_full",
 ]
 
 Kind = Literal["kv", "objectstore"]
@@ -244,15 +242,3 @@ async def gather(body: AsyncIterator[bytes], most: int, what: str) -> bytes:
             raise HostError("too_large", f"{what} is larger than the {most} bytes allowed")
         pieces.append(piece)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-
-def in_full(value: Any, data: bytes) -> Result:
-    """An answer with a body of any length."""
-    if len(data) <= PIECE_BYTES:
-        return Result(value, data)
-    return Result(value, data[:PIECE_BYTES], _rest(data))
-
-
-async def _rest(data: bytes) -> AsyncGenerator[Piece]:
-    for start in range(PIECE_BYTES, len(data), PIECE_BYTES):
-        yield Piece(data[start : start + PIECE_BYTES])

@@ -70,13 +70,10 @@ class Asker:
     async def __call__(self, call: Call, *pieces: bytes) -> tuple[Any, bytes]:
         """Value and whole body of the answer."""
         result = await self.service.serve(self.caller, call, pieces_of(*pieces))
-        assert len(result.body) <= PIECE_BYTES
         body = [result.body]
         if result.rest is not None:
             async with contextlib.aclosing(result.rest) as rest:
-                async for piece in rest:
-                    assert len(piece.body) <= PIECE_BYTES
-                    body.append(piece.body)
+                body += [piece.body async for piece in rest]
         return result.value, b"".join(body)
 
     async def failure(self, call: Call, *pieces: bytes) -> HostError:
@@ -115,14 +112,9 @@ def _caller(system: StoreSystem) -> Caller:
 async def _next(changes: AsyncIterator[Piece]) -> tuple[str, str, bytes]:
     """Operation, key and value of the next change."""
     async with asyncio.timeout(10):
-        first = await anext(changes)
-        value = first.body
-        while len(value) < first.value["size"]:
-            more = await anext(changes)
-            assert more.value is None
-            value += more.body
-    assert len(value) == first.value["size"]
-    return first.value["operation"], first.value["key"], value
+        change = await anext(changes)
+    assert len(change.body) == change.value["size"]
+    return change.value["operation"], change.value["key"], change.body
 
 
 class KeyValueContract:

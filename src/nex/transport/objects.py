@@ -216,7 +216,7 @@ class ObjectStore:
         Raises:
             NotFoundError: of kind "bucket" or "object".
         """
-        await self._swap(bucket, key, None)
+        await self._remove(await self._swap(bucket, key, None, await self._look(bucket, key)))
 
     async def _look(self, bucket: str, key: str) -> tuple[ObjectInfo | None, int]:
         """An object and the number of its description; None if it was deleted or there never was one."""
@@ -244,8 +244,7 @@ class ObjectStore:
     ) -> ObjectInfo:
         nuid = NUID().next().decode()
         subject = f"$O.{bucket}.C.{nuid}"
-        with contextlib.suppress(MessageError):
-            await self._look(bucket, key)  # before anything is sent
+        before = await self._current(bucket, key)
         chunk_bytes = min(CHUNK_BYTES, self._connection.max_payload)
         async with Upload(self._connection, subject, chunk_bytes) as upload:
             try:
@@ -254,24 +253,29 @@ class ObjectStore:
                     bucket, key, upload.size, upload.digest_hex, nuid, upload.chunks, now(),
                     description=description, metadata=metadata or {},
                 )  # fmt: skip
-                await self._swap(bucket, key, info)
+                old = await self._swap(bucket, key, info, before)
             except BaseException:
                 with contextlib.suppress(NexError):
                     await upload.settle()
-                    await self._api.purge(_stream(bucket), subject)
+                    there, _ = await self._current(bucket, key)
+                    if there is None or there.nuid != nuid:  # else it was only the answer that did not come
+                        await self._api.purge(_stream(bucket), subject)
                 raise
+        await self._remove(old)
         return info
 
-    async def _swap(self, bucket: str, key: str, new: ObjectInfo | None) -> None:
-        """Put a new object, or none, in the place of what there is, and remove the pieces of that.
+    async def _swap(
+        self, bucket: str, key: str, new: ObjectInfo | None, before: tuple[ObjectInfo | None, int]
+    ) -> ObjectInfo | None:
+        """Put a new object, or none, in the place of what there is, which at first is ``before``.
 
-        Whoever does the same at the same time is noticed: the pieces of every object are removed once it is replaced.
+        Whoever does the same at the same time is noticed, so that every object is replaced by one other.
+
+        Returns:
+            What was replaced: its pieces are to be removed.
         """
         for _ in range(_TRIES):
-            try:
-                old, number = await self._look(bucket, key)
-            except _DamagedError as error:  # a new one mends that
-                old, number = None, error.number
+            old, number = before
             if old is None and new is None:
                 raise NotFoundError("object", f"{bucket}/{key}")
             gone = ObjectInfo(bucket, key, 0, "", nuid=old.nuid if old else "", modified=now())
@@ -280,13 +284,23 @@ class ObjectStore:
             try:
                 await self._api.publish(_meta_subject(bucket, key), json.dumps(body).encode(), headers)
             except JetStreamError as error:
-                if error.is_conflict:
-                    continue
-                raise
-            if old is not None and old.nuid:
-                await self._api.purge(_stream(bucket), old.subject)
-            return
+                if not error.is_conflict:
+                    raise
+                before = await self._current(bucket, key)
+            else:
+                return old
         raise RefusedError(f"{bucket}/{key} is replaced by others all the time")
+
+    async def _current(self, bucket: str, key: str) -> tuple[ObjectInfo | None, int]:
+        """As `_look`; a damaged description is none, which a new one mends."""
+        try:
+            return await self._look(bucket, key)
+        except _DamagedError as error:
+            return None, error.number
+
+    async def _remove(self, old: ObjectInfo | None) -> None:
+        if old is not None and old.nuid:
+            await self._api.purge(_stream(old.bucket), old.subject)
 
     async def _fetch(self, info: ObjectInfo, file: BinaryIO, on_progress: Progress | None) -> None:
         download = self._download(info)

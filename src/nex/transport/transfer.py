@@ -187,12 +187,18 @@ async def in_pieces(source: AsyncIterator[bytes], size: int) -> AsyncGenerator[b
     """The same bytes in pieces of exactly ``size``, but for the last."""
     kept = bytearray()
     async for given in source:
-        if not kept and len(given) == size:
-            yield given
-            continue
-        kept += given
-        while len(kept) >= size:
-            yield bytes(memoryview(kept)[:size])
-            del kept[:size]
+        view = memoryview(given)
+        if kept:
+            missing = size - len(kept)
+            kept += view[:missing]
+            view = view[missing:]
+            if len(kept) < size:
+                continue
+            yield bytes(kept)
+            kept.clear()
+        whole = len(view) - len(view) % size
+        for start in range(0, whole, size):
+            yield bytes(view[start : start + size])
+        kept += view[whole:]
     if kept:
         yield bytes(kept)

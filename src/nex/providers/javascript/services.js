@@ -26,16 +26,12 @@ Object.defineProperty(HostError.prototype, 'name', { value: 'HostError', configu
 // ---------------------------------------------------------------------------------------------------------------
 // Host calls.
 
-const streams = new Set(); // those open at the node
-
 function* call(method, args, body = EMPTY) {
   const head = encoder.encode(stringify({ method, ...args }));
   for (;;) {
     const frame = yield [head, body];
-    if (frame === null) throw new HostError('failed', `${method} was given up: the function has returned and not awaited it`, 500);
+    if (frame === null) throw new HostError('failed', `${method} was not awaited: the function has returned`, 500);
     const { code, error, message, stream, value } = parse(decoder.decode(frame.head));
-    if (args.stream && args.stream !== stream) streams.delete(args.stream);
-    if (stream) streams.add(stream);
     if (!error) return { value, body: frame.body, stream };
     if (!stream) throw new HostError(error, message, code);
     // else it is a stream on which nothing has come, or for which there was no room: ask again
@@ -109,7 +105,7 @@ async function uploadFrom(method, args, source) {
       }
     }
   } catch (error) {
-    if (stream && streams.has(stream)) await later(close(stream));
+    if (stream) await later(close(stream));
     throw error;
   }
   return later(stream ? end(stream, joined(pieces)) : call(method, args, joined(pieces)));
@@ -127,15 +123,6 @@ function readable(answer) {
     },
     cancel: () => piece.stream ? later(close(piece.stream)) : undefined,
   }, { highWaterMark: 0 });
-}
-
-/** Whether streams are open. */
-export const hasStreams = () => streams.size > 0;
-
-/** Close those streams, as far as the node can be asked. */
-export function closeStreams() {
-  for (const stream of streams) ask(...close(stream).next().value);
-  streams.clear();
 }
 
 // ---------------------------------------------------------------------------------------------------------------
@@ -218,7 +205,7 @@ const kvSteps = (bucket) => ({
   *delete(key, { revision = 0, purge = false } = {}) {
     yield* call('kv.delete', { bucket, key, revision, purge });
   },
-  keys: (filter = '>') => pages('kv.keys', { bucket, filter }, 'keys'),
+  keys: (filter = '>') => pages('kv.keys', { bucket, filter, limit: 10_000 }, 'keys'),
   *history(key) {
     return parts(yield* whole(call('kv.history', { bucket, key })), (item, value) => new Entry(key, value, item));
   },
@@ -321,7 +308,7 @@ function blockingKv(bucket) {
           if (change.entry) yield change.entry;
         }
       } finally {
-        if (streams.has(change.stream)) blocking(close(change.stream));
+        if (change.stream) blocking(close(change.stream));
       }
     },
   };
@@ -411,7 +398,7 @@ function asyncKv(bucket) {
           if (change.entry) yield change.entry;
         }
       } finally {
-        if (streams.has(change.stream)) await later(close(change.stream));
+        if (change.stream) await later(close(change.stream));
       }
     },
   };
