@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 
-from nex.protocol.hostcalls import HEAD_BYTES, PIECE_BYTES, refusal
+import msgspec
+
+from nex.protocol.hostcalls import HEAD_BYTES, PIECE_BYTES, StreamClose, refusal
 from nex.providers.base import HostCall
 from nex.providers.frames import ASIDE, Frame, FrameError, Kind, encode
 from nex.tasks import TaskOwner
@@ -20,6 +21,13 @@ _DISABLED = refusal("disabled", "there are no host services here")
 _TOO_MANY = refusal("too_many", f"more than {_MOST} host calls at once")
 _TOO_LARGE = refusal("too_large", f"a host call has at most {HEAD_BYTES} bytes of head and {PIECE_BYTES} of body")
 _FAILED = refusal("failed", "the host call could not be made")
+
+
+class _Head(msgspec.Struct):
+    stream: int = 0
+
+
+_decode_head = msgspec.json.Decoder(_Head).decode
 
 
 class HostLink:
@@ -39,9 +47,11 @@ class HostLink:
         self._tasks = tasks
         self._send = send
         self._send_aside = send_aside
-        self._open: set[asyncio.Task[None]] = set()
+        self._round = 0
+        self._open = 0
         self._refused = 0
         self._unread = 0
+        self._streams: set[int] = set()
 
     def ask(self, frame: Frame) -> None:
         """Begin a host call, or refuse it at once.
@@ -51,24 +61,24 @@ class HostLink:
         """
         if self._host is None:
             self._refuse(frame, _DISABLED)
-        elif len(self._open) >= _MOST:
+        elif self._open >= _MOST:
             self._refuse(frame, _TOO_MANY)
         elif len(frame.head) > HEAD_BYTES or len(frame.body) > PIECE_BYTES:
             self._refuse(frame, _TOO_LARGE)
         else:
             self._refused = 0
-            task = self._tasks.start(self._pass_on(self._host, frame), name="hostcall")
-            self._open.add(task)
-            task.add_done_callback(self._open.discard)
+            self._open += 1
+            self._tasks.start(self._pass_on(self._host, frame, self._round), name="hostcall")
         if self._unread > _UNREAD_BYTES:
             raise FrameError("it makes host calls and does not read the answers")
 
     def end(self) -> None:
-        """Give up what has not been answered."""
-        for task in self._open:
-            task.cancel()
-        self._open.clear()
+        """The worker waits for nothing any more: what is asked is asked, the answers are not sent, streams end."""
+        self._round += 1
         self._refused = 0
+        if self._streams and self._host is not None:
+            self._tasks.start(self._close(self._host, tuple(self._streams)), name="close streams")
+            self._streams.clear()
 
     def _refuse(self, frame: Frame, answer: bytes) -> None:
         self._refused += 1
@@ -76,14 +86,37 @@ class HostLink:
             raise FrameError("it makes host calls and does not heed that they are refused")
         self._answer(frame, answer, b"")
 
-    async def _pass_on(self, host: HostCall, frame: Frame) -> None:
+    async def _pass_on(self, host: HostCall, frame: Frame, asked_in: int) -> None:
         try:
             head, body = await host(frame.head, frame.body)
         except Exception:
-            self._answer(frame, _FAILED, b"")
+            if asked_in == self._round:
+                self._answer(frame, _FAILED, b"")
             raise
-        self._answer(frame, head, body)
+        finally:
+            self._open -= 1
+        stream = _stream_of(head)
+        if asked_in == self._round:
+            if self._streams and (used := _stream_of(frame.head)) != stream:
+                self._streams.discard(used)
+            if stream:
+                self._streams.add(stream)
+            self._answer(frame, head, body)
+        elif stream:
+            await self._close(host, (stream,))
+
+    async def _close(self, host: HostCall, streams: tuple[int, ...]) -> None:
+        for stream in streams:
+            await host(StreamClose(stream=stream).encode(), b"")
 
     def _answer(self, frame: Frame, head: bytes, body: bytes) -> None:
         send = self._send if frame.id < ASIDE else self._send_aside
         self._unread = send(encode(Kind.HOST_ANSWER, frame.id, head, body))
+
+
+def _stream_of(head: bytes) -> int:
+    """The stream that a call or an answer names, or 0."""
+    try:
+        return _decode_head(head).stream
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return 0

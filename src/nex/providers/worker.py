@@ -65,8 +65,9 @@ class Owner(Protocol):
 
     limits: Limits
     log: Log
-    host: HostCall | None
     tasks: TaskOwner
+    host: HostCall | None
+    asking: TaskOwner
 
     def on_answer(self, worker: Worker, took_s: float | None) -> None:
         """It has loaded the function, or answered a call in ``took_s`` seconds, and takes further calls."""
@@ -81,7 +82,7 @@ class Owner(Protocol):
 class Worker:
     """One engine process: it takes frames in turn and sends, for each, any number of LOG frames and one answer.
 
-    Before that answer it may make host calls; what it has not heard of them by then is given up.
+    Before that answer it may make host calls; what they answer after it is not heard.
 
     It is killed when it overruns a deadline, breaks the protocol or closes its socket, and is of no use then. As it
     answers in order, and what it had sent is still read afterwards, it is known which frame it was at when it died:
@@ -98,7 +99,7 @@ class Worker:
         self._aside = aside or sock
         self._out = Outlet(sock)
         self._out_aside = self._out if aside is None else Outlet(aside)
-        self._host = HostLink(owner.host, owner.tasks, self._out.send, self._out_aside.send)
+        self._host = HostLink(owner.host, owner.asking, self._out.send, self._out_aside.send)
         self._sequence = 0
         self._jobs: deque[Job] = deque()
         self._timeout_s = 0.0

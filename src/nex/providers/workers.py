@@ -55,6 +55,7 @@ class WorkerPool:
         self.log = log
         self.host = host
         self.tasks = TaskOwner("workers", lambda name, error: log("ERROR", f"{name}: {error!r}"))
+        self.asking = TaskOwner("hostcalls", lambda name, error: log("ERROR", f"{name}: {error!r}"))
         self._launch = launch
         self._load = load
         self._loading: tuple[bytes, bytes] | None = None
@@ -125,6 +126,7 @@ class WorkerPool:
             if self._shrinking is not None:
                 self._shrinking.cancel()
             await asyncio.shield(self.tasks.wait())
+            await asyncio.shield(self.asking.aclose())
 
     def on_answer(self, worker: Worker, took_s: float | None) -> None:
         """A worker has loaded the function, or answered a call in ``took_s`` seconds, and takes further calls."""

@@ -16,7 +16,9 @@ import pytest
 from nex.errors import CallError, CallFailed, CallTimedOut, StartError
 from nex.processes import Child
 from nex.protocol.agent import Limits
+from nex.protocol.hostcalls import PIECE_BYTES
 from nex.providers import workers
+from nex.providers.base import HostCall
 from nex.providers.frames import Frame, FrameReader, Kind, encode
 from nex.providers.worker import Worker, connected
 from nex.providers.workers import WorkerPool
@@ -61,11 +63,15 @@ def serve(sock: socket.socket, behaviour: Behaviour) -> None:
                 behaviour(sock, frame)
 
 
-def make_pool(lines: LogLines, behaviour: Behaviour = obey, limits: Limits | None = None) -> WorkerPool:
+def make_pool(
+    lines: LogLines, behaviour: Behaviour = obey, limits: Limits | None = None, host: HostCall | None = None
+) -> WorkerPool:
     def launch(sock: socket.socket) -> Child:
         return Child.fork(lambda: serve(sock, behaviour), keep_fds=[sock.fileno()])
 
-    return WorkerPool(lambda: connected(launch), lambda: (b"", b""), limits=limits or Limits(timeout_s=1.0), log=lines)
+    return WorkerPool(
+        lambda: connected(launch), lambda: (b"", b""), limits=limits or Limits(timeout_s=1.0), log=lines, host=host
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,6 +223,103 @@ async def test_a_process_that_cannot_be_made() -> None:
     pool = WorkerPool(lambda: connected(launch), lambda: (b"", b""), limits=Limits(), log=LogLines())
     with pytest.raises(StartError, match="Resource temporarily unavailable"):
         await pool.start()
+    await pool.stop(0)
+
+
+def ask(sock: socket.socket, frame: Frame) -> None:
+    """A worker that asks its host as often as the payload says, with ids from 1, and answers what it was answered."""
+    count = int(frame.body)
+    sock.sendall(b"".join(encode(Kind.HOST_CALL, n, b"{}", b"%d" % n) for n in range(1, count + 1)))
+    reader = FrameReader(1 << 24)
+    answers: dict[int, bytes] = {}
+    while len(answers) < count:
+        answers |= {got.id: got.head + got.body for got in reader.feed(sock.recv(65536))}
+    sock.sendall(encode(Kind.RESULT, frame.id, b"", b"|".join(answers[n] for n in range(1, count + 1))))
+
+
+async def test_host_calls_are_answered_each_its_own() -> None:
+    async def host(head: bytes, body: bytes) -> tuple[bytes, bytes]:
+        return head, body * 2
+
+    pool = make_pool(LogLines(), ask, host=host)
+    await pool.start()
+    for _ in range(2):
+        assert (await pool.call(b"s", b"3")).body == b"{}11|{}22|{}33"
+    await pool.stop(0)
+
+
+async def test_more_host_calls_than_may_be_at_once_are_refused_at_once() -> None:
+    asked = 0
+    go = asyncio.Event()
+
+    async def host(_head: bytes, _body: bytes) -> tuple[bytes, bytes]:
+        nonlocal asked
+        asked += 1
+        if asked == 64:
+            asyncio.get_running_loop().call_later(0.05, go.set)  # when those beyond have been looked at
+        await go.wait()
+        return b"{}", b""
+
+    pool = make_pool(LogLines(), ask, Limits(timeout_s=10), host)
+    await pool.start()
+    answers = (await pool.call(b"s", b"100")).body.split(b"|")
+    assert (asked, answers[:64]) == (64, [b"{}"] * 64)
+    assert all(b"too_many" in answer for answer in answers[64:])
+    await pool.stop(0)
+
+
+async def test_host_calls_without_a_host_or_too_large() -> None:
+    def large(sock: socket.socket, frame: Frame) -> None:
+        sock.sendall(encode(Kind.HOST_CALL, 1, b"", bytes(PIECE_BYTES + 1)))
+        (answer,) = FrameReader(1 << 24).feed(sock.recv(65536))
+        sock.sendall(encode(Kind.RESULT, frame.id, b"", answer.head))
+
+    async def fails(_head: bytes, _body: bytes) -> tuple[bytes, bytes]:
+        raise ValueError("a bug")
+
+    lines = LogLines()
+    for behaviour, host, payload, error in (
+        (ask, None, b"1", b"disabled"),
+        (large, fails, b"", b"too_large"),
+        (ask, fails, b"1", b"failed"),
+    ):
+        pool = make_pool(lines, behaviour, host=host)
+        await pool.start()
+        assert b'"error":"%s"' % error in (await pool.call(b"s", payload)).body
+        await pool.stop(0)
+    assert any(level == "ERROR" and "a bug" in text for level, text in lines)
+
+
+@pytest.mark.parametrize("reads", [True, False])
+async def test_a_worker_that_floods_with_host_calls_is_replaced(reads: bool) -> None:
+    """Whether it ignores refusals or leaves answers unread; meanwhile the loop has its turns."""
+
+    def flood(sock: socket.socket, frame: Frame) -> None:
+        calls = encode(Kind.HOST_CALL, 1, b"{}") * (2000 if reads else 50)
+        while frame.body == b"flood":
+            sock.sendall(calls)
+            if reads:
+                sock.recv(65536)
+        sock.sendall(encode(Kind.RESULT, frame.id))
+
+    async def host(_head: bytes, _body: bytes) -> tuple[bytes, bytes]:
+        if reads:
+            await asyncio.Event().wait()
+        return b"{}", bytes(PIECE_BYTES)
+
+    lines = LogLines()
+    pool = make_pool(lines, flood, Limits(timeout_s=20), host)
+    await pool.start()
+    flooding = pool.call(b"s", b"flood")
+    turns = 0
+    while not flooding.done():
+        await asyncio.wait((flooding,), timeout=0.01)
+        turns += 1
+    assert turns
+    with pytest.raises(CallFailed, match="broke its worker"):
+        await flooding
+    assert (await pool.call(b"s", b"next")).body == b""
+    assert any("host calls and does not" in text for _, text in lines)
     await pool.stop(0)
 
 

@@ -158,10 +158,10 @@ async function listen() {
   isListening = false;
 }
 
-/** Whether host calls are under way. */
+/** Whether answers are awaited. */
 export const isAsking = () => waiting.size > 0;
 
-/** Give up the host calls under way, let whoever waits for them know, and have what nobody catches logged. */
+/** Wait for no answers any more: let whoever does know, and have what nobody catches logged. */
 export async function giveUp() {
   closed = true;
   for (const resolve of waiting.values()) resolve(null);

@@ -7,7 +7,7 @@
 // deleted), but it can break what it shares with us, so the other side trusts no frame and kills this process at will.
 
 import { CALL, EMPTY, FAILED, giveUp, isAsking, LOAD, LOG, READY, receive, RESULT, send, TOO_LARGE, WARM } from './frames.js';
-import { closeStreams, fetch, hasStreams, hostServices, services } from './services.js';
+import { fetch, hostServices, services } from './services.js';
 
 const LOG_CHARS = 65536;
 
@@ -215,12 +215,6 @@ function reseed() {
   Object.defineProperty(Math, 'random', { value: random, writable: true, enumerable: false, configurable: true });
 }
 
-/** Nothing of a call goes on after its answer: the other side gives up what it asked for, and so do we. */
-async function finish() {
-  if (hasStreams()) closeStreams();
-  if (isAsking()) await giveUp();
-}
-
 async function main() {
   installServices();
   setInterval(() => {}, 1 << 30); // an event loop with nothing to do would end us while a user's promise is pending
@@ -237,7 +231,7 @@ async function main() {
     const settings = parse(decoder.decode(first.head));
     resultBytes = settings.resultBytes;
     [fn, env] = await load(decoder.decode(first.body), settings);
-    await finish();
+    if (isAsking()) await giveUp();
   } catch (error) {
     const [text, detail] = describeLoad(error);
     fail(first.id, text, detail);
@@ -256,10 +250,10 @@ async function main() {
       }
       let value = fn.call(globalThis, subject, frame.body, context);
       if (value !== null && typeof value === 'object' && typeof value.then === 'function') value = await value;
-      if (isAsking() || hasStreams()) await finish();
+      if (isAsking()) await giveUp();
       answer(frame.id, value);
     } catch (error) {
-      await finish();
+      if (isAsking()) await giveUp();
       const [text, detail] = describe(error);
       fail(frame.id, text, detail);
     }
