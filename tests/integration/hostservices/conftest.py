@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
+from nex.errors import UnreachableError
 from nex.hostservices.stores import Kind
 from nex.transport.connection import Connection
 from nex.transport.jetstream import JetStream
@@ -22,8 +25,11 @@ class RealSystem:
         return ObjectStore(connection, domain)
 
     async def remove(self, kind: Kind, bucket: str) -> None:
-        prefix = {"kv": "KV", "objectstore": "OBJ"}[kind]
+        prefix, subject = {"kv": ("KV", "$KV"), "objectstore": ("OBJ", "$O")}[kind]
         await JetStream(self.connection).call(f"STREAM.DELETE.{prefix}_{bucket}")
+        with contextlib.suppress(UnreachableError):  # the server answers before the stream has stopped to listen
+            while True:
+                await self.connection.request(f"{subject}.{bucket}.M.gone")
 
 
 @pytest.fixture
