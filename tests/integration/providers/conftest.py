@@ -1,16 +1,29 @@
-"""The programs that the tests of providers run."""
+"""What the tests of providers share: programs that they run, host services, a web server."""
 
 from __future__ import annotations
 
+import asyncio
 import os
 import platform
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
+from aiohttp import web
 
+from nex.hostservices.base import Caller
+from nex.hostservices.http import HttpOptions
+from nex.hostservices.keyvalue import KeyValueOptions
+from nex.hostservices.messaging import MessagingOptions
+from nex.hostservices.objectstore import ObjectStoreOptions
+from nex.hostservices.registry import make
+from nex.hostservices.router import Bounds, Router, Session
+from nex.transport.connection import Connection
+
+MIB = 1 << 20
 _PROGRAMS = Path(__file__).parent / "programs"
 _ROOT = Path(__file__).parents[3]
 
@@ -62,3 +75,47 @@ def inheritable_file(tmp_path: Path) -> Generator[Path]:
     os.set_inheritable(fd, True)
     yield secret
     os.close(fd)
+
+
+@pytest_asyncio.fixture
+async def session(connection: Connection) -> AsyncGenerator[Session]:
+    """The host services of one workload."""
+    options = {
+        "kv": KeyValueOptions(max_bytes=64 * MIB, history=5),
+        "objectstore": ObjectStoreOptions(max_bytes=64 * MIB),
+        "messaging": MessagingOptions(deny_subjects=("secret.>",), request_many_stall_ms=100),
+        "http": HttpOptions(allow=("127.0.0.1:*",), allow_private=("127.0.0.0/8",)),
+    }
+    router = Router(make(options), Bounds(streams=4))
+    caller = Caller(workload_id="w1", namespace="default", name="fn", connection=connection, messaging=connection)
+    yield router.session(caller)
+    await router.aclose()
+
+
+@pytest_asyncio.fixture
+async def site() -> AsyncGenerator[str]:
+    """A web server's URL."""
+    ended = asyncio.Event()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        body = await request.read()
+        match request.path:
+            case "/large":
+                return web.Response(body=b"x" * 2 * MIB)
+            case "/moved":
+                return web.Response(status=302, headers={"Location": "/echo?moved"})
+            case "/slow":
+                await ended.wait()
+            case "/none":
+                return web.Response(status=204)
+        told = f"{request.method} {request.path_qs} {request.headers.get('X-A')} {request.content_type} {len(body)}"
+        return web.Response(text=told, headers=[("x-many", "1"), ("x-many", "2")])
+
+    server = web.Server(handle)
+    runner = web.ServerRunner(server, shutdown_timeout=0.1)
+    await runner.setup()
+    listening = web.TCPSite(runner, "127.0.0.1", 0)
+    await listening.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    ended.set()
+    await runner.cleanup()

@@ -5,22 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import pytest_asyncio
-from aiohttp import web
 
 from nex.errors import CallFailed, CallTimedOut
-from nex.hostservices.base import Caller
-from nex.hostservices.http import HttpOptions
-from nex.hostservices.keyvalue import KeyValueOptions
-from nex.hostservices.messaging import MessagingOptions
-from nex.hostservices.objectstore import ObjectStoreOptions
-from nex.hostservices.registry import make
-from nex.hostservices.router import Bounds, Router, Session
+from nex.hostservices.router import Session
 from nex.protocol.agent import Limits
 from nex.protocol.hostcalls import Answer
 from nex.providers.base import HostCall
@@ -31,21 +23,6 @@ from .functions import Calls, running
 
 Run = Callable[..., contextlib.AbstractAsyncContextManager[Calls]]
 MIB = 1 << 20
-
-
-@pytest_asyncio.fixture
-async def session(connection: Connection) -> AsyncGenerator[Session]:
-    """The host services of one workload."""
-    options = {
-        "kv": KeyValueOptions(max_bytes=64 * MIB, history=5),
-        "objectstore": ObjectStoreOptions(max_bytes=64 * MIB),
-        "messaging": MessagingOptions(deny_subjects=("secret.>",), request_many_stall_ms=100),
-        "http": HttpOptions(allow=("127.0.0.1:*",), allow_private=("127.0.0.0/8",)),
-    }
-    router = Router(make(options), Bounds(streams=4))
-    caller = Caller(workload_id="w1", namespace="default", name="fn", connection=connection, messaging=connection)
-    yield router.session(caller)
-    await router.aclose()
 
 
 @pytest.fixture
@@ -224,35 +201,6 @@ async def test_objects_are_streams(run: Run) -> None:
         assert json.loads(await call.text()) == [
             2_000_000, 2_000_000, 2_000_000, True, True, "abc", "mine", ["blob", "large"], None, None,
         ]  # fmt: skip
-
-
-@pytest_asyncio.fixture
-async def site() -> AsyncGenerator[str]:
-    """A web server's URL."""
-    ended = asyncio.Event()
-
-    async def handle(request: web.BaseRequest) -> web.StreamResponse:
-        body = await request.read()
-        match request.path:
-            case "/large":
-                return web.Response(body=b"x" * 2 * MIB)
-            case "/moved":
-                return web.Response(status=302, headers={"Location": "/echo?moved"})
-            case "/slow":
-                await ended.wait()
-            case "/none":
-                return web.Response(status=204)
-        told = f"{request.method} {request.path_qs} {request.headers.get('X-A')} {request.content_type} {len(body)}"
-        return web.Response(text=told, headers=[("x-many", "1"), ("x-many", "2")])
-
-    server = web.Server(handle)
-    runner = web.ServerRunner(server, shutdown_timeout=0.1)
-    await runner.setup()
-    listening = web.TCPSite(runner, "127.0.0.1", 0)
-    await listening.start()
-    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
-    ended.set()
-    await runner.cleanup()
 
 
 async def test_http_as_in_0_2(run: Run, site: str) -> None:

@@ -11,8 +11,9 @@ its UTF-8 text, ``undefined`` as an empty payload, any other value as JSON. ``ne
 headers.
 
 There is: the language, Web APIs (`TextEncoder`, `URL`, `crypto`, streams, timers…), ``console`` (the workload's log,
-levels kept), and ``env``, the workload's environment, global and frozen. There is no access to files, network,
-processes or the host's environment; ``fetch`` is there and refuses.
+levels kept), ``env``, the workload's environment, global and frozen, and the host services: asynchronous by
+``import { kv, objectStore, messaging, http } from "nex"``, blocking as ``hostServices``. There is no access to files,
+processes, the host's environment or a network; ``fetch`` is ``http.fetch``.
 
 The function is loaded once per worker: what it keeps in variables may, or may not, be there at the next call. Timers
 and promises that a call does not await stand still until the next call of that worker.
