@@ -270,10 +270,11 @@ async def test_a_dead_letter_is_stored_once_and_says_why(connection: Connection)
     assert "Expected" not in headers
 
 
-async def test_an_event_whose_last_try_ended_without_an_answer_is_not_called_again(connection: Connection) -> None:
+@pytest.mark.parametrize("tries", [1, 2])
+async def test_what_a_dead_node_had_goes_to_another_while_it_has_tries(connection: Connection, tries: int) -> None:
     await make_stream(connection, "ORDERS", "orders.*")
     await store(connection, "orders.1")
-    trigger = StreamTrigger(stream="ORDERS", max_deliver=1)
+    trigger = StreamTrigger(stream="ORDERS", max_deliver=tries)
     async with source_of(connection, trigger, attach=False, ack_wait_s=0.2) as first:
         await first.source.attach(first.function)
         await first.function.count(1)
@@ -281,8 +282,12 @@ async def test_an_event_whose_last_try_ended_without_an_answer_is_not_called_aga
     async with source_of(connection, trigger, ack_wait_s=0.2) as second:
         await settled(connection, "ORDERS")
 
-    assert not second.function.calls
-    assert "every try ended without an answer" in second.dead[0]
+    if tries == 1:
+        assert not second.function.calls
+        assert "every try ended without an answer" in second.dead[0]
+    else:
+        assert [headers["Nex-Delivered"] for headers in second.function.headers] == ["2"]
+        assert not second.dead
 
 
 async def test_a_dead_letter_that_cannot_be_stored_stays(connection: Connection) -> None:

@@ -27,6 +27,9 @@ FAILS_ONCE = b"""(subject, payload, { headers }) => {
   console.log("mark " + JSON.stringify(headers["Nex-Delivered"]))
   if (headers["Nex-Delivered"] === "1") throw new Error("not now")
 }"""
+REFUSES_ONCE = FAILS_ONCE.replace(
+    b'throw new Error("not now")', b'return new Reply("", { "Nats-Service-Error": "not now" })'
+)
 FAILS = b"""(subject, payload) => { throw new Error("never") }"""
 HANGS_ONCE = b"""(subject, payload, { headers }) => {
   console.log("mark " + JSON.stringify(headers["Nex-Sequence"] + "/" + headers["Nex-Delivered"]))
@@ -52,6 +55,15 @@ async def test_an_event_is_acknowledged_when_the_function_has_worked_on_it(drive
     assert info["num_redelivered"] == 0
     (event, *_) = await driven.heard.wait_event("function_exec_succeeded")
     assert event["trigger_subject"] == "stream:ORDERS"
+
+
+async def test_an_answer_that_is_an_error_is_a_failure_too(driven: Driven) -> None:
+    await make_stream(driven.client, "ORDERS", "orders.*")
+    await store(driven.client, "orders.1")
+    async with marks(driven.client) as heard:
+        await deploy(driven, ORDERS, artifact=REFUSES_ONCE)
+        assert await heard.count(2) == ["1", "2"]
+        await settled(driven.client, "ORDERS")
 
 
 async def test_a_failure_is_tried_again(driven: Driven) -> None:
