@@ -201,7 +201,7 @@ KEYS: tuple[Key, ...] = (
         "deny_trigger_subjects",
         TextList(patterns),
         (),
-        "Subjects that no trigger may overlap, besides $SYS.>, $JS.>, $NEX.> and _INBOX.>.",
+        "Subjects that no trigger may overlap, besides $SYS.>, $JS.>, $NEX.>, _INBOX.>, $KV.>, $O.> and $MQTT.>.",
         "[]",
     ),
     Key("tags", Table(), dict, "Tags of the node, shown to and asked for by clients.", '{"node_name": <name>}'),

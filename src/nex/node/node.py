@@ -23,7 +23,7 @@ from nex.node.leaf import LeafLink
 from nex.node.machines import MachinePool
 from nex.node.means import Means
 from nex.node.plane import Plane
-from nex.node.policy import ALWAYS_DENIED, Rules
+from nex.node.policy import UNHEARD, Rules
 from nex.node.publisher import Publisher
 from nex.node.services import Services
 from nex.node.signals import StopSignals
@@ -145,7 +145,7 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         isolates=driver.capabilities.isolates,
     )
     payload = max(public.max_payload, _MIN_PAYLOAD)
-    folder, denied = state.subfolder("server"), (*ALWAYS_DENIED, *config.deny_trigger_subjects)
+    folder, denied = state.subfolder("server"), (*UNHEARD, *config.deny_trigger_subjects)
     plane = Plane(folder, leafnode=config.leafnode, max_payload=payload, denied=denied)
     pool = MachinePool(driver, plane, state, config, other=partial(choice.made, config))
     bridge = Bridge(public)

@@ -22,10 +22,12 @@ from nex.security import claims as claims_of
 from nex.security.claims import Claims
 from nex.security.xkeys import CurveKey, open_environment, open_text
 
-__all__ = ["ALWAYS_DENIED", "Order", "Rules", "Target", "check_hash", "check_order", "check_stop"]
+__all__ = ["ALWAYS_DENIED", "UNHEARD", "Order", "Rules", "Target", "check_hash", "check_order", "check_stop"]
 
 ALWAYS_DENIED = ("$SYS.>", "$JS.>", "$NEX.>", "_INBOX.>")
 """Those of 0.2, and where everybody's answers go."""
+UNHEARD = (*ALWAYS_DENIED, "$KV.>", "$O.>", "$MQTT.>")
+"""What no plain trigger may hear: there, too, goes by what others write to their buckets."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _KEY = "allow_unverified_artifacts"
 
@@ -182,7 +184,7 @@ def _check_triggers(request: DeployRequest, config: NodeConfig) -> None:
     for subject in request.trigger_subjects:
         if not is_pattern(subject):
             raise RefusedError(f"The trigger subject {subject!r} is no subject to subscribe to")
-        if any(collide(subject, denied) for denied in (*ALWAYS_DENIED, *config.deny_trigger_subjects)):
+        if any(collide(subject, denied) for denied in (*UNHEARD, *config.deny_trigger_subjects)):
             raise RefusedError(f"The trigger subject {subject} overlaps with subject(s) in this node's deny list")
     if len(set(request.trigger_subjects)) != len(request.trigger_subjects):
         raise RefusedError("A trigger subject is given twice")

@@ -131,7 +131,10 @@ def test_what_crashed_older_nodes_is_a_refusal(field: str, value: object) -> Non
     assert refusal(json.dumps(body).encode()).startswith("Unable to deserialize deploy request: ")
 
 
-@pytest.mark.parametrize("subject", [">", "*.>", "*.foo", "$JS.API.x", "$NEX.PING", "$SYS.a", "_INBOX.>", "_INBOX.x.*"])
+@pytest.mark.parametrize(
+    "subject",
+    [">", "*.>", "*.foo", "$JS.API.x", "$NEX.PING", "$SYS.a", "$KV.a.>", "$O.*.M.x", "_INBOX.>", "_INBOX.x.*"],
+)
 def test_the_systems_own_subjects_are_always_denied(subject: str) -> None:
     assert "overlaps" in refusal(request(trigger_subjects=("ok", subject)))
 
