@@ -23,7 +23,7 @@ from nats import errors
 from nats.aio.client import Client
 from nats.aio.subscription import Subscription as Interest
 from nats.aio.transport import TcpTransport
-from nats.protocol.parser import AWAITING_CONTROL_LINE, AWAITING_MSG_PAYLOAD, Parser
+from nats.protocol.parser import Parser
 
 from nex.errors import UnreachableError, UsageError
 from nex.transport.message import Msg, decode_headers, encode_headers
@@ -38,75 +38,136 @@ _BACKLOG_BYTES = 2 << 20  # above it `drain_backlog` waits for the socket
 _BACKLOG_LIMIT_BYTES = 256 << 20  # above it nothing more is taken
 _OFFLINE_LIMIT_BYTES = 8 << 20  # what is kept for the next server while there is none
 _READ_BYTES = 256 << 10
+_HIGH_WATER_BYTES = 64 << 10  # above it writers wait for the socket
 _PATIENCE_S = 0.001
 _COPY_BYTES = 4096  # payloads up to here are joined to their header; larger ones are not copied
 
 
 class _Parser(Parser):
-    """Reads messages with one copy and no pattern matching; leaves the rest of the protocol to the library.
+    """Reads messages without pattern matching; leaves the rest of the protocol to the library.
 
     The library's reading loop ends silently on an error it does not know; a protocol error makes it reconnect.
     """
 
     nc: Wire
 
+    def reset(self) -> None:
+        """Forget what was half read."""
+        super().reset()
+        self._parts: list[bytes] = []
+        self._missing = 0  # at least so many bytes more make a message whole
+
+    def take(self, data: bytes) -> bytes:
+        """Hand over the messages at the beginning. What is left begins with a line that is no message; mostly nothing.
+
+        Bytes of a message that is not whole yet are kept for the next time.
+        """
+        if self._parts or self._missing:
+            self._parts.append(data)
+            self._missing -= len(data)
+            if self._missing > 0:
+                return b""
+            data = b"".join(self._parts)
+            self._parts = []
+        self._missing = 0
+        hand_over = self.nc.hand_over
+        at, end = 0, len(data)
+        while at < end:
+            is_plain = data.startswith(b"MSG ", at)
+            line = data.find(b"\r\n", at)
+            if line < 0 or not (is_plain or data.startswith(b"HMSG ", at)):
+                break
+            fields = data[at:line].split()
+            start = line + 2
+            try:
+                stop = start + int(fields[-1])
+                body = start if is_plain else start + int(fields[-2])
+                sid = int(fields[2])
+            except (ValueError, IndexError):
+                raise errors.ProtocolError from None
+            if not start <= body <= stop:
+                raise errors.ProtocolError
+            if stop + 2 > end:
+                self._missing = stop + 2 - end
+                break
+            reply = fields[3] if len(fields) == (5 if is_plain else 6) else b""
+            at = stop + 2
+            hand_over(sid, fields[1], reply, data[body:stop], None if is_plain else data[start:body])
+        rest = data[at:] if at else data
+        if rest and (self._missing or b"\r\n" not in rest):
+            self._parts.append(rest)
+            return b""
+        return rest
+
     async def parse(self, data: bytes = b"") -> None:
-        self.buf += data
+        """As the library wants it: messages and all other lines."""
         try:
-            while self.buf and (self._message() or await self._other_line()):
-                pass
+            rest = self.take(bytes(data))
+            while rest:
+                line, _, rest = rest.partition(b"\r\n")
+                self.buf = bytearray(line + b"\r\n")
+                await super().parse()
+                if self.buf:
+                    raise errors.ProtocolError  # noqa: TRY301 - a function for one line would be longer
+                rest = self.take(rest)
         except (errors.ProtocolError, OSError, asyncio.CancelledError):
             raise
         except Exception as error:
             await self.nc.report(error)
             raise errors.ProtocolError from error
 
-    def _message(self) -> bool:
-        """Hand over one message; False if there is none or not all of it."""
-        buffer = self.buf
-        if self.state == AWAITING_CONTROL_LINE:
-            if not buffer.startswith((b"MSG ", b"HMSG ")) or (end := buffer.find(b"\r\n")) < 0:
-                return False
-            self._fields = fields = bytes(buffer[:end]).split()
-            self.needed = int(fields[-1])
-            self.header_needed = int(fields[-2]) if fields[0] == b"HMSG" else 0
-            del buffer[: end + 2]
-            self.state = AWAITING_MSG_PAYLOAD
-        size, head = self.needed, self.header_needed
-        if len(buffer) < size + 2:
-            return False
-        with memoryview(buffer) as view:
-            headers = bytes(view[:head]) if head else None
-            payload = bytes(view[head:size])
-        del buffer[: size + 2]
-        self.state = AWAITING_CONTROL_LINE
-        fields = self._fields
-        reply = fields[3] if len(fields) == (6 if head else 5) else b""
-        self.nc.hand_over(int(fields[2]), fields[1], reply, payload, headers)
-        return True
 
-    async def _other_line(self) -> bool:
-        """Have the library read what is no message; False if more bytes are needed."""
-        buffer = self.buf
-        if self.state == AWAITING_MSG_PAYLOAD or b"\r\n" not in buffer or buffer.startswith((b"MSG ", b"HMSG ")):
-            return False
-        line, _, rest = buffer.partition(b"\r\n")
-        self.buf = line + b"\r\n"
-        await super().parse()
-        if self.buf:
-            raise errors.ProtocolError
-        self.buf = rest
-        return True
+class _Reader(asyncio.StreamReader):
+    """What comes from a socket: for the library, but messages go where they belong as they come.
+
+    While the library waits for bytes, ``take`` gets them first; it returns those that are for the library.
+    """
+
+    def __init__(self, take: Callable[[bytes], bytes], limit: int) -> None:
+        super().__init__(limit)
+        self._take = take
+        self.waits = False
+
+    def feed_data(self, data: bytes) -> None:  # type: ignore[override]  # a socket has nothing else
+        """As the socket calls it."""
+        if self.waits:
+            try:
+                data = self._take(data)
+            except Exception as error:  # noqa: BLE001 - the library's loop raises it
+                self.set_exception(error)
+                return
+            if not data:
+                return
+            self.waits = False
+        super().feed_data(data)
 
 
 class _Socket(TcpTransport):
-    """The library reads 32 KiB at a time, which halves the rate of large messages."""
+    """The library reads in a task, which costs a turn, and 32 KiB at a time: half the rate of large messages."""
+
+    def __init__(self, take: Callable[[bytes], bytes]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # the library does not annotate it
+        self._take = take
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
-        await super().connect(uri, max(buffer_size, _READ_BYTES), connect_timeout)
+        loop = asyncio.get_running_loop()
+        reader = _Reader(self._take, max(buffer_size, _READ_BYTES))
+        protocol = asyncio.StreamReaderProtocol(reader)
+        async with asyncio.timeout(connect_timeout):
+            transport, _ = await loop.create_connection(lambda: protocol, uri.hostname or "", uri.port or 4222)
+        self._bare_io_reader = self._io_reader = reader
+        self._bare_io_writer = self._io_writer = asyncio.StreamWriter(transport, protocol, reader, loop)
 
     async def read(self, buffer_size: int) -> bytes:
+        reader = self._io_reader
+        if isinstance(reader, _Reader):
+            reader.waits = not reader._buffer  # type: ignore[attr-defined]  # noqa: SLF001 - it has no name for that
         return bytes(await super().read(max(buffer_size, _READ_BYTES)))
+
+    def has_room(self) -> bool:
+        """Whether what is written now goes to the socket at once, as far as we know."""
+        writer = self._io_writer
+        return writer is not None and writer.transport.get_write_buffer_size() < _HIGH_WATER_BYTES
 
     async def connect_tls(
         self, uri: str | ParseResult, ssl_context: ssl.SSLContext, buffer_size: int, connect_timeout: int
@@ -144,7 +205,7 @@ class Wire(Client):
         self._ps = _Parser(self)
         self._transport: TcpTransport | StreamTransport
         if stream is None:
-            self._transport = _Socket()  # type: ignore[no-untyped-call]  # the library does not annotate it
+            self._transport = _Socket(self._ps.take)
         else:
             self._transport = StreamTransport(stream, greeting)
         self._handlers: dict[int, Callable[[Msg], None]] = {}
@@ -244,6 +305,12 @@ class Wire(Client):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+        transport = self._transport
+        if isinstance(transport, _Socket) and self.is_connected and transport.has_room():
+            pending, self._pending = self._pending, []
+            self._pending_data_size = 0
+            transport.writelines(pending)  # type: ignore[no-untyped-call]  # the library does not annotate it
+            return
         kick = self._flush_queue
         if kick is not None and kick.empty() and self.is_connected:
             kick.put_nowait(asyncio.get_running_loop().create_future())
