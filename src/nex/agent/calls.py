@@ -1,15 +1,14 @@
 """The hot path: messages from the triggers to the function, its results back to whoever asked.
 
-A message goes to a runner, one of a bounded number of tasks that live as long as the function, and the reply leaves in
-the turn of the loop in which the function is done. There is no task, no timer and no copy per call.
+A message goes to the function in the turn of the loop in which it is read, and the reply leaves in the turn in which
+the function is done. There is no task, no future, no timer and no copy per call.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter_ns
@@ -18,14 +17,12 @@ from nex.agent.tally import Tally
 from nex.errors import CallError, CallFailed, CallOverloaded, CallTooLarge, UnreachableError, UsageError
 from nex.protocol.agent import ERROR_CODE_HEADER, ERROR_HEADER, Limits, Subscription
 from nex.protocol.subjects import may_answer
-from nex.providers.base import Function, Invocation
-from nex.tasks import TaskOwner
+from nex.providers.base import Function
 from nex.transport.connection import Connection, Msg
 from nex.transport.connection import Subscription as Interest
 
 __all__ = ["Calls"]
 
-_AHEAD = 32  # calls that the provider has beside those at work: the engine finds the next when it is done with one
 _WAITING_BYTES = 64 * 1024 * 1024
 _TEXT_CHARS = 300
 
@@ -53,18 +50,14 @@ class Calls:
         report: Callable[[bytes], None],
         on_bug: Callable[[str, BaseException], None],
     ) -> None:
-        self._call = function.call
+        self._begin = function.begin
         self._limits = limits
+        self._most = limits.parallel + limits.queue
         self._report = report
         self._on_bug = on_bug
-        self._waiting: deque[tuple[Msg, _Way]] = deque()
+        self._open: set[_Call] = set()
         self._waiting_bytes = 0
-        self._idle: list[asyncio.Future[None]] = []
-        self._runners = TaskOwner("agent.calls", on_bug)
-        self._runner_limit = limits.parallel + min(limits.queue, _AHEAD)
-        self._busy = 0
-        self._quiet: asyncio.Event = asyncio.Event()
-        self._quiet.set()
+        self._quiet = asyncio.Event()
         self._interests: list[Interest] = []
         self._ways: list[_Way] = []
 
@@ -81,72 +74,60 @@ class Calls:
             self._interests.append(await connection.subscribe_direct(one.subject, arrived, queue=one.queue))
 
     def _arrived(self, way: _Way, msg: Msg) -> None:
-        if not may_answer(msg.reply):
+        reply = msg.reply
+        if reply and not may_answer(reply):
             way.tally.failed("the answer is wanted where the system listens")
             return
-        waiting, limits = self._waiting, self._limits
-        here = len(waiting) + self._busy
-        if here >= limits.parallel + limits.queue or (waiting and self._waiting_bytes > _WAITING_BYTES):
-            self._fail(msg, way, CallOverloaded(here - limits.parallel))
+        size, here = len(msg.data), len(self._open)
+        call = _Call(self, way, reply, size)
+        if here >= self._most or (here and self._waiting_bytes > _WAITING_BYTES):
+            self.fail(call, CallOverloaded(max(here - self._limits.parallel, 0)))
             return
-        waiting.append((msg, way))
-        self._waiting_bytes += len(msg.data)
-        if self._idle:
-            self._idle.pop().set_result(None)
-        elif len(self._runners) < self._runner_limit:
-            self._runners.start(self._run(), name=f"runner{len(self._runners)}")
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        waiting, idle = self._waiting, self._idle
-        while True:
-            while not waiting:  # another runner may have been quicker
-                wake = loop.create_future()
-                idle.append(wake)
-                await wake
-            msg, way = waiting.popleft()
-            self._waiting_bytes -= len(msg.data)
-            self._busy += 1
-            try:
-                await self._answer(msg, way)
-            finally:
-                self._busy -= 1
-                if not self._busy and not waiting:
-                    self._quiet.set()
-
-    async def _answer(self, msg: Msg, way: _Way) -> None:
-        began = perf_counter_ns()
+        self._open.add(call)
+        self._waiting_bytes += size
         try:
-            result = await self._call(Invocation(msg.subject[way.skip :], msg.data, msg.headers))
-            if msg.reply:
-                more = self._busy > self._limits.parallel  # others stand behind: their answers may leave with this one
-                way.connection.publish_soon(msg.reply, result.payload, headers=result.headers, patient=more)
-        except CallError as error:
-            self._fail(msg, way, error)
-        except UsageError as error:  # of `publish_soon`: what the function answered cannot be a message
-            self._fail(msg, way, _unsendable(error, way.connection))
-        except UnreachableError as error:  # nobody to answer to
-            way.tally.failed(str(error))
-        except asyncio.CancelledError as error:
-            self._fail(msg, way, CallFailed("the function was stopped"))
-            if (task := asyncio.current_task()) is None or task.cancelling():
-                raise
-            self._on_bug("call", error)
+            self._begin(msg.subject[way.skip :], msg.data, msg.headers, call)
         except Exception as error:  # noqa: BLE001 - a provider's fault fails this call, not the agent
             self._on_bug("call", error)
-            self._fail(msg, way, CallFailed("the function could not be run"))
-        else:
-            way.tally.succeeded(perf_counter_ns() - began)
+            call.failed(CallFailed("the function could not be run"))
 
-    def _fail(self, msg: Msg, way: _Way, error: CallError) -> None:
+    def close(self, call: _Call) -> bool:
+        """Whether it was open until now."""
+        if call.gone:
+            return False
+        call.gone = True
+        self._open.discard(call)
+        self._waiting_bytes -= call.size
+        if not self._open:
+            self._quiet.set()
+        return True
+
+    def answer(self, call: _Call, payload: bytes, headers: Mapping[str, str] | None) -> None:
+        """Send the reply, if one is wanted."""
+        way = call.way
+        try:
+            if call.reply:
+                # Others stand behind: their answers may leave with this one.
+                more = len(self._open) >= self._limits.parallel
+                way.connection.publish_soon(call.reply, payload, headers=headers, patient=more)
+        except UsageError as error:  # what the function answered cannot be a message
+            self.fail(call, _unsendable(error, way.connection))
+        except UnreachableError as error:  # nobody to answer to
+            way.tally.failed(str(error))
+        else:
+            way.tally.succeeded(perf_counter_ns() - call.began)
+
+    def fail(self, call: _Call, error: CallError) -> None:
+        """Send an answer that says why there is no reply, if one is wanted."""
+        tally = call.way.tally
         text = "".join(c if c.isprintable() else " " for c in str(error)[:_TEXT_CHARS])
-        way.tally.failed(text)
-        if msg.reply:
+        tally.failed(text)
+        if call.reply:
             headers = {ERROR_HEADER: text, ERROR_CODE_HEADER: str(error.status)}
             try:
-                way.connection.publish_soon(msg.reply, headers=headers)
+                call.way.connection.publish_soon(call.reply, headers=headers)
             except (UnreachableError, UsageError) as unsent:  # a reply subject that is none, or nobody is there
-                way.tally.failed(str(unsent))
+                tally.failed(str(unsent))
 
     async def drain(self, grace_s: float) -> None:
         """Take no new calls, and let those that have come finish for up to ``grace_s`` seconds."""
@@ -154,20 +135,40 @@ class Calls:
             async with asyncio.timeout(grace_s):
                 for interest in self._interests:
                     await interest.drain()
-                while self._busy or self._waiting:
+                while self._open:
                     self._quiet.clear()
                     await self._quiet.wait()
 
     async def aclose(self) -> None:
-        """End the subscriptions and the runners; calls that still run are cancelled. Reports what is left to report."""
+        """End the subscriptions; calls that are still open fail. Reports what is left to report."""
         for interest in self._interests:
             await interest.unsubscribe()
-        while self._waiting:
-            msg, way = self._waiting.popleft()
-            self._fail(msg, way, CallFailed("the function was stopped"))
-        await self._runners.aclose()
+        for call in tuple(self._open):
+            call.failed(CallFailed("the function was stopped"))
         for way in self._ways:
             way.tally.flush()
+
+
+class _Call:
+    """One message on its way through the function: the `Caller` whom the provider tells."""
+
+    __slots__ = ("_calls", "began", "gone", "reply", "size", "way")
+
+    def __init__(self, calls: Calls, way: _Way, reply: str, size: int) -> None:
+        self._calls = calls
+        self.way = way
+        self.reply = reply
+        self.size = size
+        self.gone = False
+        self.began = perf_counter_ns()
+
+    def answered(self, payload: bytes, headers: Mapping[str, str] | None) -> None:
+        if self._calls.close(self):
+            self._calls.answer(self, payload, headers)
+
+    def failed(self, error: CallError) -> None:
+        if self._calls.close(self):
+            self._calls.fail(self, error)
 
 
 def _unsendable(error: UsageError, connection: Connection) -> CallError:

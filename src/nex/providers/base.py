@@ -6,15 +6,18 @@ ends or is stopped. Every implementation runs the contract suite in `nex.testing
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
+from nex.errors import CallError
 from nex.processes import Confinement, Exit
 from nex.protocol.agent import Limits
 
-__all__ = ["Function", "HostCall", "Invocation", "Log", "Provider", "Result", "Service", "Workload"]
+__all__ = ["Caller", "Function", "HostCall", "Invocation", "Log", "Provider", "Result", "Service", "Workload"]
 
 Log = Callable[[str, str], None]
 """``log(level, line)``: one line of the workload's output; level is DEBUG, INFO, WARN or ERROR. Never blocks."""
@@ -61,6 +64,20 @@ class Result:
 
     payload: bytes
     headers: Mapping[str, str] | None = None
+
+
+class Caller(Protocol):
+    """Who awaits the outcome of one call. Told once, from the loop; its methods neither block nor raise."""
+
+    @property
+    def gone(self) -> bool:
+        """Whether nobody waits any more: a call that has not been started need not be."""
+
+    def answered(self, payload: bytes, headers: Mapping[str, str] | None) -> None:
+        """The function has answered."""
+
+    def failed(self, error: CallError) -> None:
+        """It has not, and will not."""
 
 
 class Provider(ABC):
@@ -120,15 +137,41 @@ class Function(Provider):
     """A workload that runs when it is called. Calls may overlap, up to ``limits.parallel`` at work at once."""
 
     @abstractmethod
-    async def call(self, invocation: Invocation) -> Result:
-        """Run the function once.
+    def begin(self, subject: str, payload: bytes, headers: Mapping[str, str] | None, caller: Caller) -> None:
+        """Run the function once, now or when its turn comes, and tell ``caller``, perhaps before this returns.
 
-        Raises:
-            CallFailed: it threw, trapped, exited non-zero or its process died; the next call is served.
-            CallTimedOut: it ran longer than ``limits.timeout_s`` and was cut off; the next call is served.
-            CallTooLarge: its result is over ``limits.result_bytes``.
-            CallOverloaded: ``limits.queue`` calls wait already; it was not started.
+        The errors it may hear of:
+
+        - `CallFailed`: it threw, trapped, exited non-zero or its process died; the next call is served.
+        - `CallTimedOut`: it ran longer than ``limits.timeout_s`` and was cut off; the next call is served.
+        - `CallTooLarge`: its result is over ``limits.result_bytes``.
+        - `CallOverloaded`: ``limits.queue`` calls wait already; it was not started.
         """
+
+    async def call(self, invocation: Invocation) -> Result:
+        """Run the function once; raises what `begin` tells."""
+        waiter = _Waiter()
+        self.begin(invocation.subject, invocation.payload, invocation.headers, waiter)
+        return await waiter.result
+
+
+class _Waiter:
+    """A `Caller` to await."""
+
+    def __init__(self) -> None:
+        self.result: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+
+    @property
+    def gone(self) -> bool:
+        return self.result.done()
+
+    def answered(self, payload: bytes, headers: Mapping[str, str] | None) -> None:
+        if not self.result.done():
+            self.result.set_result(Result(payload, headers))
+
+    def failed(self, error: CallError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
 
 
 class Service(Provider):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
+from collections.abc import Mapping
 
 import msgspec
 
-from nex.errors import CallFailed, CallTooLarge
+from nex.errors import CallError, CallFailed, CallTooLarge, WorkloadError
 from nex.processes import Exit
-from nex.providers.base import Function, Invocation, Log, Result, Workload
-from nex.providers.frames import Kind
+from nex.providers.base import Caller, Function, Log, Workload
+from nex.providers.frames import Frame, Kind
 from nex.providers.texts import log_text, safe_text
 from nex.providers.worker import Launched
 from nex.providers.workers import WorkerPool
@@ -57,21 +58,55 @@ class PooledFunction(Function):
         await self._pool.stop(grace_s)
         return Exit(0)
 
-    async def call(self, invocation: Invocation) -> Result:
+    def begin(self, subject: str, payload: bytes, headers: Mapping[str, str] | None, caller: Caller) -> None:
         """As the seam says."""
-        head = invocation.subject.encode()
-        if invocation.headers:
-            head += b"\0" + _encode_json(invocation.headers)
-        frame = await self._pool.call(head, invocation.payload)
+        head = subject.encode()
+        if headers:
+            head += b"\0" + _encode_json(headers)
+        try:
+            self._pool.begin(head, payload, _Pending(self, caller))
+        except CallError as error:
+            caller.failed(error)
+
+    def read(self, frame: Frame) -> tuple[bytes, Mapping[str, str] | None]:
+        """Payload and headers of the reply that a worker's last frame of a call holds.
+
+        Raises:
+            CallError: it holds none.
+        """
         if frame.kind == Kind.RESULT:
             if len(frame.body) > self._limits.result_bytes:  # workers look themselves, and are not to be trusted
                 raise CallTooLarge(self._limits.result_bytes)
-            return Result(frame.body, _read_headers(frame.head) if frame.head else None)
+            return frame.body, _read_headers(frame.head) if frame.head else None
         if frame.kind == Kind.TOO_LARGE:
             raise CallTooLarge(self._limits.result_bytes)
         if frame.body:
             log_text(self.log, b"ERROR", frame.body)
         raise CallFailed(safe_text(frame.head) or "the function failed without saying why")
+
+
+class _Pending:
+    """The caller of a function, as the pool sees it: a `Waiter`."""
+
+    __slots__ = ("_caller", "_function")
+
+    def __init__(self, function: PooledFunction, caller: Caller) -> None:
+        self._function = function
+        self._caller = caller
+
+    def done(self) -> bool:
+        return self._caller.gone
+
+    def set_result(self, frame: Frame) -> None:
+        try:
+            payload, headers = self._function.read(frame)
+        except CallError as error:
+            self._caller.failed(error)
+        else:
+            self._caller.answered(payload, headers)
+
+    def set_exception(self, error: WorkloadError) -> None:
+        self._caller.failed(error if isinstance(error, CallError) else CallFailed(str(error)))
 
 
 def _read_headers(data: bytes) -> dict[str, str]:

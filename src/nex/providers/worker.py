@@ -20,7 +20,7 @@ from nex.providers.outlet import Outlet
 from nex.providers.texts import log_text
 from nex.tasks import TaskOwner
 
-__all__ = ["Job", "Launched", "Owner", "Worker", "connected"]
+__all__ = ["Job", "Launched", "Owner", "Waiter", "Worker", "connected"]
 
 _READ_BYTES = 256 * 1024
 _READS = 8  # one after another, before others have their turn
@@ -35,13 +35,26 @@ Launched = tuple[Child, socket.socket] | tuple[Child, socket.socket, socket.sock
 """An engine process and the socket over which it speaks frames; then, perhaps, the one where it wants answers aside."""
 
 
+class Waiter(Protocol):
+    """Who waits for the answer to a frame, told once, from the loop; a future is one."""
+
+    def done(self) -> bool:
+        """Whether it waits no more."""
+
+    def set_result(self, frame: Frame, /) -> None:
+        """The answer."""
+
+    def set_exception(self, error: WorkloadError, /) -> None:
+        """Why there is none."""
+
+
 class Job(NamedTuple):
     """A frame for a worker, and who waits for the answer."""
 
     kind: Kind
     head: bytes
     body: bytes
-    done: asyncio.Future[Frame]
+    done: Waiter
 
 
 def connected(start: Callable[[socket.socket], Child]) -> tuple[Child, socket.socket]:

@@ -14,13 +14,14 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 
 from nex.errors import CallError, CallFailed, CallOverloaded, StartError, WorkloadError
 from nex.protocol.agent import Limits
 from nex.providers.base import HostCall, Log
 from nex.providers.frames import Frame, Kind
 from nex.providers.texts import log_text, safe_text
-from nex.providers.worker import Job, Launched, Worker
+from nex.providers.worker import Job, Launched, Waiter, Worker
 from nex.tasks import TaskOwner
 
 __all__ = ["WorkerPool"]
@@ -29,6 +30,7 @@ _SHRINK_S = 10.0
 _AHEAD_S = 0.002
 _MOST_AHEAD = 8
 _PACE_WEIGHT = 1 / 16
+_backlog = attrgetter("backlog")
 
 
 class WorkerPool:
@@ -84,7 +86,13 @@ class WorkerPool:
             raise StartError(safe_text(frame.head))
 
     def call(self, head: bytes, body: bytes) -> asyncio.Future[Frame]:
-        """Run the function once, now or when a worker is free; the future may fail with a `CallError`.
+        """As `begin`; the future may fail with a `CallError`."""
+        done: asyncio.Future[Frame] = self._loop.create_future()
+        self.begin(head, body, done)
+        return done
+
+    def begin(self, head: bytes, body: bytes, done: Waiter) -> None:
+        """Run the function once, now or when a worker is free.
 
         Raises:
             CallOverloaded: too many calls wait already.
@@ -92,22 +100,20 @@ class WorkerPool:
         """
         if self._drained is not None:
             raise CallFailed("the function has been stopped")
-        done: asyncio.Future[Frame] = self._loop.create_future()
         job = Job(Kind.CALL, head, body, done)
         if self._idle:
             self._idle.pop().begin(job, self.limits.timeout_s)
             self._spare = min(self._spare, len(self._idle))
-            return done
+            return
         if len(self._waiting) >= self.limits.queue:
             raise CallOverloaded(len(self._waiting))
         self._waiting.append(job)
-        loading = sum(not worker.loaded for worker in self._workers)
-        if len(self._workers) < self.limits.parallel:
-            if loading < len(self._waiting):
+        workers = self._workers
+        if len(workers) < self.limits.parallel:
+            if sum(not worker.loaded for worker in workers) < len(self._waiting):
                 self._replace()
-        elif not loading:
-            self._feed(min(self._workers, key=lambda worker: worker.backlog))
-        return done
+        elif all(worker.loaded for worker in workers):
+            self._feed(min(workers, key=_backlog))
 
     async def stop(self, grace_s: float) -> None:
         """Take no more calls, finish those there are within ``grace_s`` seconds, end every worker."""
