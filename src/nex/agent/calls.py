@@ -23,7 +23,7 @@ from nex.transport.connection import Subscription as Interest
 
 __all__ = ["Calls"]
 
-_WAITING_BYTES = 64 * 1024 * 1024
+_OPEN_BYTES = 64 * 1024 * 1024
 _TEXT_CHARS = 300
 
 
@@ -52,11 +52,10 @@ class Calls:
     ) -> None:
         self._begin = function.begin
         self._limits = limits
-        self._most = limits.parallel + limits.queue
         self._report = report
         self._on_bug = on_bug
         self._open: set[_Call] = set()
-        self._waiting_bytes = 0
+        self._open_bytes = 0
         self._quiet = asyncio.Event()
         self._interests: list[Interest] = []
         self._ways: list[_Way] = []
@@ -80,11 +79,12 @@ class Calls:
             return
         size, here = len(msg.data), len(self._open)
         call = _Call(self, way, reply, size)
-        if here >= self._most or (here and self._waiting_bytes > _WAITING_BYTES):
-            self.fail(call, CallOverloaded(max(here - self._limits.parallel, 0)))
+        waiting = here - self._limits.parallel
+        if waiting >= self._limits.queue or (waiting > 0 and self._open_bytes > _OPEN_BYTES):
+            self.fail(call, CallOverloaded(waiting))
             return
         self._open.add(call)
-        self._waiting_bytes += size
+        self._open_bytes += size
         try:
             self._begin(msg.subject[way.skip :], msg.data, msg.headers, call)
         except Exception as error:  # noqa: BLE001 - a provider's fault fails this call, not the agent
@@ -97,7 +97,7 @@ class Calls:
             return False
         call.gone = True
         self._open.discard(call)
-        self._waiting_bytes -= call.size
+        self._open_bytes -= call.size
         if not self._open:
             self._quiet.set()
         return True
@@ -114,6 +114,9 @@ class Calls:
             self.fail(call, _unsendable(error, way.connection))
         except UnreachableError as error:  # nobody to answer to
             way.tally.failed(str(error))
+        except Exception as error:  # noqa: BLE001 - as in `_arrived`
+            self._on_bug("call", error)
+            self.fail(call, CallFailed("the function's answer could not be sent"))
         else:
             way.tally.succeeded(perf_counter_ns() - call.began)
 

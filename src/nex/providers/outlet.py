@@ -16,6 +16,7 @@ class Outlet:
         self._sock = sock
         self._fd = sock.fileno()
         self._unsent = bytearray()
+        self._soon: list[bytes] = []
         sock.setblocking(False)
 
     def send(self, data: bytes) -> int:
@@ -34,8 +35,21 @@ class Outlet:
             self._loop.add_writer(self._fd, self._writable)
         return len(self._unsent)
 
+    def send_soon(self, data: bytes) -> None:
+        """Send it with others of this turn of the loop, or at the next `flush`: one write, one wake-up."""
+        self._soon.append(data)
+        if len(self._soon) == 1:
+            self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        """Send what `send_soon` has kept."""
+        if self._soon:
+            soon, self._soon = self._soon, []
+            self.send(soon[0] if len(soon) == 1 else b"".join(soon))
+
     def drop(self) -> None:
         """Send nothing of what waits."""
+        self._soon.clear()
         if self._unsent:
             self._unsent.clear()
             self._loop.remove_writer(self._fd)

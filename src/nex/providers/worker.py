@@ -152,7 +152,9 @@ class Worker:
             # One timer serves many calls: when it goes off, it looks at how long the first of them has run.
             if self._alarm is None:
                 self._alarm = self._loop.call_at(now + timeout_s, self._check_deadline)
-        self._out.send(encode(job.kind, sequence, job.head, job.body))
+            self._out.send(encode(job.kind, sequence, job.head, job.body))
+        else:  # it does not wait for this one
+            self._out.send_soon(encode(job.kind, sequence, job.head, job.body))
 
     def kill(self, error: WorkloadError) -> None:
         """End it now; the call it is at fails with ``error``."""
@@ -178,14 +180,19 @@ class Worker:
             data = self._sock.recv(_READ_BYTES)
         except ConnectionError:
             data = b""
+        answered: list[tuple[Waiter, Frame]] = []
         try:
             for frame in self._reader.feed(data):
-                self._take(frame)
+                self._take(frame, answered)
         except FrameError as error:
             self._broken(str(error))
+        self._out.flush()  # it shall not wait for its next calls while we pass on these answers
+        for waiter, frame in answered:
+            if not waiter.done():
+                waiter.set_result(frame)
         return bool(data)
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, answered: list[tuple[Waiter, Frame]]) -> None:
         if frame.kind == Kind.LOG:
             log_text(self._owner.log, frame.head, frame.body)
             return
@@ -205,8 +212,7 @@ class Worker:
         if not self._loaded:
             self._loaded = frame.kind == Kind.READY
             self._silence_alarm()
-        if not done.done():
-            done.set_result(frame)
+        answered.append((done, frame))
         if self._loaded and not self._dead:
             self._owner.on_answer(self, took_s if kind == Kind.CALL else None)
 

@@ -164,9 +164,12 @@ class WorkerPool:
 
     def _feed(self, worker: Worker) -> None:
         """Give a loaded worker as many of the waiting calls as it may have."""
+        waiting = self._waiting
+        if not waiting:
+            return
         most = min(_MOST_AHEAD, int(_AHEAD_S / max(self._pace_s, 1e-6))) or 1
-        while self._waiting and worker.backlog < most:
-            job = self._waiting.popleft()
+        while waiting and worker.backlog < most:
+            job = waiting.popleft()
             if not job.done.done():  # else its caller has given up
                 worker.begin(job, self.limits.timeout_s)
 
