@@ -7,17 +7,15 @@ It ends when its connection is closed for good, which is when its node is gone, 
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import uvloop
 
-from nex import __version__
 from nex.agent.channels import Channels
+from nex.agent.early import connection_name, handshake, introduce
 from nex.agent.link import connect
 from nex.agent.place import Place
 from nex.agent.rehearsal import rehearse
@@ -27,7 +25,6 @@ from nex.processes import Confinement, kill_all_below, reap_adopted
 from nex.protocol.agent import (
     ERROR_HEADER,
     Hello,
-    Ready,
     StartReply,
     StartRequest,
     StopReply,
@@ -37,14 +34,16 @@ from nex.protocol.agent import (
 )
 from nex.protocol.channel import HELLO_LIMIT_BYTES
 from nex.providers import registry
-from nex.security.keys import SigningKey
 from nex.tasks import TaskOwner
 from nex.telemetry import logs
 from nex.transport.connection import Connection, Msg
-from nex.transport.greeting import greet
 from nex.transport.options import Greeting
 
-__all__ = ["Agent", "handshake", "live", "main", "main_channels", "new_runner", "say_ready", "serve"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nex.agent.early import Introduction
+
+__all__ = ["Agent", "live", "main", "main_channels", "new_runner", "serve"]
 
 _log = logs.Log("agent")
 _READY_TIMEOUT_S = 30.0
@@ -64,8 +63,8 @@ class Agent:
         self._rehearsing: asyncio.Task[None] | None = None
         self.ended = asyncio.Event()
 
-    async def open(self, ready: Ready) -> None:
-        """Listen for orders and tell the node that this machine is warm.
+    async def open(self, ready: bytes) -> None:
+        """Listen for orders and tell the node that this machine is warm, which ``ready`` says.
 
         Raises:
             NexError: the node does not want us or does not answer.
@@ -77,7 +76,7 @@ class Agent:
             connection.subscribe(agent_subject(self._id, "stop"), self._on_stop),
             connection.subscribe_direct(agent_subject(self._id, "ping"), self._on_ping),
             connection.subscribe(agent_subject(self._id, "rehearse"), self._on_rehearse),
-            connection.request(host_subject(self._id, "ready"), ready.encode(), timeout_s=_READY_TIMEOUT_S),
+            connection.request(host_subject(self._id, "ready"), ready, timeout_s=_READY_TIMEOUT_S),
         )
         if answer.headers and (reason := answer.headers.get(ERROR_HEADER)):
             raise RefusedError(reason)
@@ -164,12 +163,7 @@ class Agent:
             await self._work.stop(_GRACE_AT_END_S)
 
 
-def handshake(types: tuple[str, ...], started_ns: int, *, rehearses: bool = False) -> Ready:
-    """What an agent says first: the ``types`` of workloads that it can run, and since when it is itself."""
-    return Ready(version=__version__, workload_types=types, pid=os.getpid(), started_ns=started_ns, rehearses=rehearses)
-
-
-async def serve(hello: Hello, place: Place, ready: Ready, greeting: Greeting | None = None) -> None:
+async def serve(hello: Hello, place: Place, ready: bytes, greeting: Greeting | None = None) -> None:
     """Be the agent of that machine until its node is gone or wants us gone.
 
     ``greeting`` is what was said to the node already.
@@ -177,7 +171,7 @@ async def serve(hello: Hello, place: Place, ready: Ready, greeting: Greeting | N
     Raises:
         NexError: the node cannot be reached or does not want us.
     """
-    name = _name(hello)
+    name = connection_name(hello.machine_id)
     stream = place.channels.control() if place.channels else None
     async with await connect(
         hello.credentials, hello.machine_id, name=name, stream=stream, greeting=greeting
@@ -205,7 +199,7 @@ def new_runner() -> asyncio.Runner:
 
 
 def live(
-    read_hello: Callable[[], Hello],
+    introduction: Callable[[], Introduction],
     place: Place,
     runner: asyncio.Runner,
     *,
@@ -213,16 +207,15 @@ def live(
 ) -> int:
     """Be an agent from its hello to its end, and leave nothing that descends from us. Returns the exit code.
 
-    ``on_hello`` is called before any order of the node is looked at.
+    ``introduction`` waits for the hello and, where there are streams, says that we are ready: before all else, for what
+    follows takes a machine longer than its host takes to hear it and to give orders. ``on_hello`` is called before any
+    order of the node is looked at.
     """
     logs.configure("warn")
-    types = registry.available()
     try:
         with runner:
-            hello = read_hello()
-            ready = handshake(types, max(hello.time_ns, time.time_ns()), rehearses=place.rehearses)
-            # Said before all else: what follows takes a clone longer than its host takes to hear it and to give orders.
-            greeting = say_ready(hello, place.channels, ready) if place.channels is not None else None
+            said, ready, greeting = introduction()
+            hello = Hello.decode(said)
             if on_hello is not None:
                 on_hello(hello)
             runner.run(serve(hello, place, ready, greeting))
@@ -234,32 +227,14 @@ def live(
     return 0
 
 
-def say_ready(hello: Hello, channels: Channels, ready: Ready) -> Greeting:
-    """Subscribe to what `Agent.open` will, and say that we are ready; it says it again, and waits for the answer.
-
-    Raises:
-        NexError: the stream has ended, or what is at its other end is no server.
-    """
-    return greet(
-        channels.joined,
-        name=_name(hello),
-        jwt=hello.credentials.jwt,
-        secret=hello.credentials.secret or SigningKey.from_seed(hello.credentials.seed).secret,
-        subjects=[agent_subject(hello.machine_id, verb) for verb in ("start", "stop", "ping", "rehearse")],
-        first=(host_subject(hello.machine_id, "ready"), ready.encode()),
-    )
-
-
-def _name(hello: Hello) -> str:
-    return f"nex agent {hello.machine_id}"
-
-
 def main(hello_fd: int) -> int:
     """Live in the current folder; the hello is read from a file to its end. Returns the exit code."""
+    types = registry.available()
 
-    def read() -> Hello:
+    def read() -> Introduction:
         with open(hello_fd, "rb") as file:
-            return Hello.decode(file.read(HELLO_LIMIT_BYTES))
+            hello = file.read(HELLO_LIMIT_BYTES)
+        return hello, handshake(hello, types), None
 
     return live(read, Place(Path.cwd()), new_runner())
 
@@ -276,4 +251,5 @@ def main_channels(channels: Channels, *, folder: Path | None = None, confinement
         The exit code.
     """
     place = Place(folder or Path.cwd(), channels, confinement or Confinement())
-    return live(lambda: Hello.decode(channels.hello()), place, new_runner())
+    types = registry.available()
+    return live(lambda: introduce(channels, types), place, new_runner())

@@ -1,24 +1,26 @@
-"""The guest's end of the two streams of `nex.protocol.channel`: sockets, virtio ports or vsock connections."""
+"""The guest's end of the two streams of `nex.protocol.channel`: sockets, virtio ports or vsock connections.
+
+Up to the hello, it imports hardly anything: see `nex.agent.early`.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
-import select
-import socket
 import stat
 import time
-from collections.abc import Awaitable, Callable
-from typing import Final
 
-from nex.errors import MessageError
 from nex.protocol.channel import KNOCK, LENGTH_BYTES, hello_length
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import asyncio
+    import socket
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["Channels"]
 
-_LOOK_AGAIN_S: Final = 0.005
-_VSOCK_HOST: Final = 2
+_LOOK_AGAIN_S = 0.005
+_VSOCK_HOST = 2
 
 
 class Channels:
@@ -47,7 +49,7 @@ class Channels:
                 break
             os.close(fd)
             if isinstance(self._control, int):
-                raise MessageError("the host closed the control stream before it said hello")
+                raise _broken("before it said hello")
         # The host connects to the server while we get ready to speak to it. A port may have its bytes before it knows
         # that the host is there, and takes none until then.
         while not _knocks(fd):
@@ -73,6 +75,8 @@ class Channels:
         return self._open_data
 
     async def _open_data(self) -> int:
+        import asyncio  # noqa: PLC0415
+
         while True:
             fd = self._data if isinstance(self._data, int) else await _accept_soon(self._data)
             try:
@@ -108,10 +112,16 @@ def _read_hello(fd: int) -> bytes:
     return _completed(fd, b"", hello_length(prefix))
 
 
+def _broken(when: str) -> Exception:
+    from nex.errors import MessageError  # noqa: PLC0415
+
+    return MessageError(f"the host closed the control stream {when}")
+
+
 def _completed(fd: int, received: bytes, size: int) -> bytes:
     while len(received) < size:
         if not (more := _read(fd, size - len(received))):
-            raise MessageError("the host closed the control stream in the midst of its hello")
+            raise _broken("in the midst of its hello")
         received += more
     return received
 
@@ -125,6 +135,8 @@ def _read(fd: int, size: int) -> bytes:
 
 def _accept(listener: socket.socket) -> int:
     """Wait for the host's connection. Blocks."""
+    import select  # noqa: PLC0415
+
     while True:
         select.select([listener], [], [])
         if (fd := _accepted(listener)) >= 0:
@@ -132,6 +144,8 @@ def _accept(listener: socket.socket) -> int:
 
 
 async def _accept_soon(listener: socket.socket) -> int:
+    import asyncio  # noqa: PLC0415
+
     loop = asyncio.get_running_loop()
     while True:
         ready: asyncio.Future[None] = loop.create_future()
@@ -157,6 +171,7 @@ def _accepted(listener: socket.socket) -> int:
 
 
 def _knocks(fd: int) -> bool:
-    with contextlib.suppress(BlockingIOError):
+    try:
         return os.write(fd, KNOCK) > 0
-    return False
+    except BlockingIOError:
+        return False

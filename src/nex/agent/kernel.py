@@ -11,13 +11,13 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator
 from pathlib import Path
 from typing import Final, NoReturn
 
 from nex.protocol.agent import Hello
 
-__all__ = ["arguments", "fixed_addresses", "harden", "hold_standard_files", "renew", "restart"]
+__all__ = ["fixed_addresses", "harden", "renew", "restart"]
 
 _RNDADDENTROPY: Final = 0x40085203
 _RNDRESEEDCRNG: Final = 0x5207
@@ -37,20 +37,6 @@ _SETTINGS: Final = (
     ("user/max_user_namespaces", "0"),
     ("vm/unprivileged_userfaultfd", "0"),
 )
-
-
-def hold_standard_files() -> None:
-    """Have files 0 to 2 be something: what is opened next must not be taken for standard output."""
-    while (fd := os.open("/dev/null", os.O_RDWR)) <= 2:  # noqa: PLR2004 - standard error
-        pass
-    os.close(fd)
-
-
-def arguments(line: str | None = None) -> Mapping[str, str]:
-    """The arguments ``nex.<name>=<value>`` of the kernel's command line, by name."""
-    words = (Path("/proc/cmdline").read_text() if line is None else line).split()
-    pairs = (word.removeprefix("nex.").partition("=") for word in words if word.startswith("nex."))
-    return {name: value for name, _, value in pairs}
 
 
 @contextlib.contextmanager

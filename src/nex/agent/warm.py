@@ -14,8 +14,9 @@ import time
 from pathlib import Path
 from typing import Final
 
-from nex.agent.agent import Agent, handshake, new_runner, say_ready
+from nex.agent.agent import Agent, new_runner
 from nex.agent.channels import Channels
+from nex.agent.early import introduce
 from nex.agent.link import connect
 from nex.agent.place import Place
 from nex.agent.played import GREETING, PlayedServer
@@ -75,9 +76,8 @@ async def _rehearse() -> None:
         # The greeting does not wait for the loop, so its answer lies ready.
         theirs.sendall(frame_hello(_hello()) + GREETING)
         channels = Channels(ours.detach(), -1)
-        hello = Hello.decode(channels.hello())
-        ready = handshake(registry.available(), 0)
-        greeting = say_ready(hello, channels, ready)
+        said, ready, greeting = introduce(channels, registry.available())
+        hello = Hello.decode(said)
         async with asyncio.TaskGroup() as group:
             group.create_task(PlayedServer().serve(theirs))
             stream = channels.control()

@@ -157,6 +157,7 @@ def add_nex(plan: Plan, python: Interpreter, types: Iterable[str]) -> None:
     site = python.guest_path(python.site)
     for name, path in nex_sources().items():
         plan.add(f"{site}/nex/{name}", Text(path.read_bytes()))
+    plan.add("etc/nex/types", Text(" ".join(sorted(types)).encode()))  # without the time to look for entry points
     entries = ConfigParser(delimiters=("=",))
     entries[_PROVIDERS] = {
         kind: entry.value

@@ -46,4 +46,4 @@ for folder in dev proc sys; do
     $b mount --move /$folder /root/$folder || fail "the root has no folder /$folder"
 done
 export PATH=/usr/bin HOME=/root LANG=C.UTF-8
-exec $b switch_root /root /usr/bin/python3 -I -B -X utf8 -X frozen_modules=on -m nex.agent.guest
+exec $b switch_root /root /usr/bin/python3 -I -B -X utf8 -X frozen_modules=on -c 'from nex.agent.guest import main; main()'

@@ -5,13 +5,11 @@ vsock connection (made by the host) under Firecracker. On both, the guest knocks
 joined to the private server; from then on the stream carries the bytes of one NATS connection, unchanged. On the
 control stream the host speaks first: the length of the encoded `nex.protocol.agent.Hello` in four bytes, big end
 first, then the hello. A stream is joined once: when either end closes, the machine is of no more use.
+
+Imports hardly anything: a machine uses it before it has anything.
 """
 
 from __future__ import annotations
-
-from typing import Final
-
-from nex.errors import MessageError
 
 __all__ = [
     "CONTROL",
@@ -23,19 +21,20 @@ __all__ = [
     "LENGTH_BYTES",
     "frame_hello",
     "hello_length",
+    "text_of",
 ]
 
-CONTROL: Final = "nex.control"
+CONTROL = "nex.control"
 """Name of the virtio port of the control stream."""
-DATA: Final = "nex.data"
+DATA = "nex.data"
 """Name of the virtio port of the data stream."""
-CONTROL_PORT: Final = 52
+CONTROL_PORT = 52
 """The vsock port at which the guest listens for the control stream."""
-DATA_PORT: Final = 53
+DATA_PORT = 53
 """The vsock port at which the guest listens for the data stream."""
-KNOCK: Final = b"\x01"
-HELLO_LIMIT_BYTES: Final = 1 << 20
-LENGTH_BYTES: Final = 4
+KNOCK = b"\x01"
+HELLO_LIMIT_BYTES = 1 << 20
+LENGTH_BYTES = 4
 
 
 def frame_hello(hello: bytes) -> bytes:
@@ -53,5 +52,15 @@ def hello_length(prefix: bytes) -> int:
     """
     length = int.from_bytes(prefix, "big")
     if len(prefix) != LENGTH_BYTES or not 0 < length <= HELLO_LIMIT_BYTES:
+        from nex.errors import MessageError  # noqa: PLC0415
+
         raise MessageError("the control stream does not begin with a hello")
     return length
+
+
+def text_of(message: bytes, name: str) -> str:
+    """A text in a JSON object, by the name of its field; empty if there is none. What has escapes is returned as it is.
+
+    It is for the first words of a machine, where all that decodes JSON would have to be imported and run first.
+    """
+    return message.partition(f'"{name}":"'.encode())[2].partition(b'"')[0].decode()

@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Literal
 
 from nacl.bindings import (
-    crypto_sign,
     crypto_sign_BYTES,
     crypto_sign_open,
-    crypto_sign_SECRETKEYBYTES,
     crypto_sign_seed_keypair,
 )
 from nacl.exceptions import CryptoError
 
 from nex.errors import KeyFormatError, UsageError
 from nex.security.encoding import decode_public, decode_seed, encode_public, encode_seed
+from nex.security.signing import sign_raw
 
-__all__ = ["KeyKind", "SigningKey", "check_public", "exposure", "read_seed", "sign_raw", "verify", "write_seed"]
+__all__ = ["KeyKind", "SigningKey", "check_public", "exposure", "read_seed", "verify", "write_seed"]
 
 KeyKind = Literal["account", "server", "user", "operator"]
 
@@ -57,7 +56,7 @@ class SigningKey:
 
     @property
     def secret(self) -> bytes:
-        """What `sign_raw` wants: the secret and the public half, 64 bytes."""
+        """What `nex.security.signing.sign_raw` wants: the secret and the public half, 64 bytes."""
         return self._secret
 
     def seed(self) -> str:
@@ -70,18 +69,6 @@ class SigningKey:
 
     def __repr__(self) -> str:
         return f"SigningKey({self.public})"
-
-
-def sign_raw(secret: bytes, data: bytes) -> bytes:
-    """As `SigningKey.sign`, with the `SigningKey.secret`: nothing is made of text, and no key is computed.
-
-    Raises:
-        KeyFormatError: that is no secret.
-    """
-    if len(secret) != crypto_sign_SECRETKEYBYTES:
-        raise KeyFormatError("not the secret of a key: it has another length")
-    signed: bytes = crypto_sign(data, secret)
-    return signed[:crypto_sign_BYTES]
 
 
 def verify(public: str, data: bytes, signature: bytes) -> bool:

@@ -18,7 +18,7 @@ DEFAULT_SERVER = "nats://127.0.0.1:4222"
 
 @dataclass(frozen=True)
 class Greeting:
-    """What was said on a stream before its connection took over: see `nex.transport.greeting`.
+    """What was said on a stream before its connection took over: see `nex.agent.greeting`.
 
     Attributes:
         info: the server's first line.

@@ -334,3 +334,7 @@ async def test_a_kernel_and_a_root_of_the_users_own_are_used_without_a_snapshot_
     await _start(driver, plane)
     await _is_ready_in_time(plane, "m1")
     assert "snapshot = false" in told("machine_boots")[0]
+    # It says that it is ready before it has imported what runs workloads, so it is asked when it has not yet.
+    reply = await plane.start("m1", "v8", b"export default () => 'booted'", triggers=("t",))
+    assert reply.error is None
+    assert (await plane.call("m1")).data == b"booted"

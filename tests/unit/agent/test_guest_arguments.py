@@ -6,8 +6,8 @@ from ipaddress import IPv4Address, IPv4Interface
 
 import pytest
 
+from nex.agent.early import arguments
 from nex.agent.interfaces import Network
-from nex.agent.kernel import arguments
 from nex.errors import UsageError
 
 
