@@ -16,7 +16,9 @@ from msgspec import Meta
 
 from nex.errors import RefusedError, UsageError
 from nex.hostservices.base import Caller, HostError, HostService, Result
+from nex.hostservices.stores import gather
 from nex.protocol.hostcalls import Call, Publish, Request, RequestMany
+from nex.protocol.orders import is_order
 from nex.protocol.subjects import is_pattern, is_subject, matches
 from nex.transport.connection import Lull
 from nex.transport.message import encode_headers
@@ -27,7 +29,6 @@ _LONGEST_MS: Final = 5 * 60 * 1000
 _REMEMBERED: Final = 1024  # subjects, of all workloads
 _PRIVATE: Final = ("$", "_INBOX", "_R_", "_GR_")
 _LINE_BREAKS: Final = re.compile(r"[\r\n\x00]")
-_ORDERS: Final = ("nats-trace-dest", "nats-trace-only", "nats-schedule", "nats-request-info")
 
 _Milliseconds = Annotated[int, Meta(ge=1, le=_LONGEST_MS)]
 
@@ -79,8 +80,9 @@ class MessagingService(HostService):
         """See `HostService`."""
         if not isinstance(call, Publish):
             raise HostError("invalid", "messaging has no such method")
-        payload = b"".join([piece async for piece in body])
-        self._check(caller, call, payload)
+        self._check(call)
+        payload = await gather(body, caller.messaging.max_payload, "a message")
+        _check_size(caller, call, payload)
         try:
             if isinstance(call, RequestMany):
                 return await self._request_many(caller, call, payload)
@@ -93,15 +95,11 @@ class MessagingService(HostService):
         except UsageError as error:
             raise HostError("invalid", str(error)) from error
 
-    def _check(self, caller: Caller, call: Publish, payload: bytes) -> None:
+    def _check(self, call: Publish) -> None:
         if not self._may_publish(call.subject):
             if not is_subject(call.subject):
                 raise HostError("invalid", f"{call.subject[:200]!r} is no subject to publish to")
             raise HostError("denied", f"this node lets no workload publish to {call.subject}")
-        size = len(payload) + (_checked_size(call.headers) if call.headers else 0)
-        if size > caller.messaging.max_payload:
-            most = caller.messaging.max_payload
-            raise HostError("too_large", f"a message of {size} bytes is over the server's limit of {most} bytes")
 
     async def _request(self, caller: Caller, call: Request, payload: bytes) -> Result:
         timeout_s = _seconds(call.timeout_ms, self._options.request_timeout_ms)
@@ -136,12 +134,19 @@ def _seconds(asked_ms: int, default_ms: int) -> float:
     return (asked_ms or default_ms) / 1000
 
 
+def _check_size(caller: Caller, call: Publish, payload: bytes) -> None:
+    size = len(payload) + (_checked_size(call.headers) if call.headers else 0)
+    most = caller.messaging.max_payload
+    if size > most:
+        raise HostError("too_large", f"a message of {size} bytes is over the server's limit of {most} bytes")
+
+
 def _checked_size(headers: Mapping[str, str]) -> int:
     """Bytes of the header block; refuses what is no header, and those that tell a server to publish elsewhere."""
     for name, value in headers.items():
         if _LINE_BREAKS.search(value):
             raise HostError("invalid", f"the header {name[:200]!r} has more than one line")
-        if name.lower().startswith(_ORDERS):
+        if is_order(name):
             raise HostError("denied", f"the header {name[:200]} is an order to the server")
     try:
         return len(encode_headers(headers))

@@ -246,7 +246,8 @@ class Session:
             case StreamEnd():
                 async with self._using(call.stream, Upload) as upload:
                     result = await upload.end(body)
-                    del self._streams[call.stream]
+                    if self._streams.pop(call.stream, None) is None:
+                        raise HostError("not_found", "the stream was closed")
                 return await self._answer(result)
             case StreamClose():
                 await self._close(call.stream)

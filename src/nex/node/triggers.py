@@ -15,6 +15,7 @@ from functools import partial
 from nex.errors import NexError, UnreachableError, UsageError
 from nex.node.agents import AgentLink
 from nex.protocol.agent import ERROR_CODE_HEADER, ERROR_HEADER, CallReport, Subscription, call_prefix
+from nex.protocol.orders import without_orders
 from nex.protocol.subjects import may_answer
 from nex.telemetry.logs import Log
 from nex.transport.connection import Connection, Msg
@@ -66,7 +67,7 @@ class Bridge:
             route.refuse(reply, trigger, "the function is not running", _UNAVAILABLE)
             return
         try:
-            route.public.publish_soon(reply, msg.data, headers=headers)
+            route.public.publish_soon(reply, msg.data, headers=without_orders(headers))
         except UsageError:
             route.refuse(reply, trigger, "the function's answer cannot be sent", _BAD_GATEWAY)
         except UnreachableError as error:
@@ -161,7 +162,7 @@ class Route:
         if not may_answer(msg.reply):
             self._count(index, "the answer is wanted where the system listens")
             return
-        subject = self._prefixes[index] + msg.subject
+        subject, headers = self._prefixes[index] + msg.subject, without_orders(msg.headers)
         number = 0
         try:
             if msg.reply:
@@ -170,9 +171,9 @@ class Route:
                     return
                 number = bridge.number()
                 bridge.calls[number] = (msg.reply, self, index)
-                private.publish_soon(subject, msg.data, reply=f"{bridge.inbox}{number}", headers=msg.headers)
+                private.publish_soon(subject, msg.data, reply=f"{bridge.inbox}{number}", headers=headers)
             else:
-                private.publish_soon(subject, msg.data, headers=msg.headers)
+                private.publish_soon(subject, msg.data, headers=headers)
         except (UsageError, UnreachableError) as error:
             bridge.calls.pop(number, None)
             _log.debug("call_lost", f"a call could not be passed on: {error}")

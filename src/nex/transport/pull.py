@@ -161,7 +161,6 @@ class Puller:
         self._inbox = f"{connection.new_inbox()}."
         self._verb = f"{api.prefix}.CONSUMER.MSG.NEXT.{stream}.{name}"
         self._room = room
-        self._room = room
         self._on_message = on_message
         self._on_trouble = on_trouble
         self._numbers = itertools.count()

@@ -369,3 +369,32 @@ async def test_an_answer_that_cannot_be_sent_is_an_error(plane: Plane, connectio
         assert refused.headers
         assert refused.headers[ERROR_CODE_HEADER] == "502"
         await route.close()
+
+
+async def test_no_header_that_is_passed_on_is_an_order_to_the_server(plane: Plane, connection: Connection) -> None:
+    """Neither a caller's, which the private server would obey in the node's name, nor those of an agent's answer."""
+    bridge = Bridge(connection)
+    await bridge.open(plane.connection)
+    route = Route(bridge, ("fn.x",), "q", lambda _report: None)
+    async with agent(plane, "m1") as (link, rogue), agent(plane, "m2") as (_, victim):
+        ordered = list[Msg]()
+        await victim.subscribe_direct("agent.m2.>", ordered.append)
+        await connection.subscribe_direct("host.>", ordered.append)
+        heard = list[Msg]()
+
+        def answer(msg: Msg) -> None:
+            heard.append(msg)
+            rogue.publish_soon(msg.reply, b"done", headers={"Nats-Trace-Dest": "host.m1.x", "A": "b"})
+
+        await rogue.subscribe_direct("agent.m1.call.>", answer)
+        await route.attach(link, connection)
+
+        order = {"Nats-Trace-Dest": "agent.m2.stop", "Nats-Msg-Id": "1"}
+        got = await connection.request("fn.x", b"1", headers=order, timeout_s=10)
+
+        assert (got.data, got.headers) == (b"done", {"A": "b"})
+        assert [msg.headers for msg in heard] == [{"Nats-Msg-Id": "1"}]
+        await connection.flush()
+        await victim.flush()
+        assert ordered == []
+        await route.close()

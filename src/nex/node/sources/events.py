@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from nex.protocol.orders import is_order
 from nex.protocol.times import format_rfc3339
 from nex.protocol.triggers import Delivery, KvTrigger, ObjectTrigger
 from nex.transport.message import is_header_name
@@ -63,7 +64,7 @@ def dead_letter_headers(trigger: Delivery, event: Delivered, error: str, workloa
 
 
 def _is_theirs(name: str) -> bool:
-    return not name.lower().startswith(_OURS) and is_header_name(name)
+    return not name.lower().startswith(_OURS) and is_header_name(name) and not is_order(name)
 
 
 def _operation(headers: dict[str, str]) -> str:
