@@ -35,6 +35,7 @@ __all__ = [
     "default_bucket",
     "gather",
     "host_error",
+    "is_own_bucket",
 ]
 
 Kind = Literal["kv", "objectstore"]
@@ -127,6 +128,12 @@ def default_bucket(kind: Kind, namespace: str, name: str, pattern: str) -> str:
     return f"hs_{hashlib.sha256(chr(0).join(told).encode()).hexdigest()[:20]}_{ending}"
 
 
+def is_own_bucket(bucket: str, pattern: str) -> bool:
+    """Whether it may be a workload's own: `default_bucket` gives it by that pattern. What all share is nobody's own."""
+    fixed = _PLACEHOLDER.split(pattern)[::2]
+    return len(fixed) > 1 and re.fullmatch(_PLAIN.pattern.join(map(re.escape, fixed)), bucket) is not None
+
+
 S = TypeVar("S")
 T = TypeVar("T")
 
@@ -194,7 +201,7 @@ class StoreService(HostService, Generic[S]):
         bound = caller.bindings.get(f"{self.kind}:{alias}")
         if bound is None:
             raise HostError(
-                "not_found",
+                "invalid",
                 f"no {_NOUNS[self.kind]} is bound as {alias!r}: deploy with --bind {self.kind}:{alias}=BUCKET",
             )
         return bound

@@ -334,7 +334,7 @@ class KeyValueContract:
         assert (await first.failure(KvGet(key="a"))).name == "not_found"
         for asker, alias in ((kv, "orders"), (second, "ORDERS"), (first, "files")):
             failure = await asker.failure(KvGet(bucket=alias, key="a"))
-            assert failure.name == "not_found"
+            assert failure.name == "invalid"  # not that there is no such key, which callers take for an empty place
             assert f"--bind kv:{alias}=" in str(failure)
         for _ in range(2):
             failure = await first.failure(KvSet(bucket="none", key="a"), b"")
@@ -492,7 +492,7 @@ class ObjectStoreContract:
         await first(ObjectPut(bucket="files", name="a"), b"shared")
         assert (await second(ObjectGet(bucket="f", name="a")))[1] == b"shared"
         failure = await second.failure(ObjectGet(bucket="files", name="a"))
-        assert failure.name == "not_found"
+        assert failure.name == "invalid"
         assert "--bind objectstore:files=" in str(failure)
         for call in (ObjectPut(bucket="none", name="a"), ObjectList(bucket="none"), ObjectGet(bucket="none", name="a")):
             assert (await first.failure(call, b"x")).name == "not_found"
