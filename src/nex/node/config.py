@@ -21,7 +21,7 @@ from nex.drivers.base import ImageOptions, Resources
 from nex.errors import ConfigError, Problem
 from nex.hostservices.registry import defaults
 from nex.images.store import default_folder
-from nex.node.grants import BINDABLE
+from nex.node.grants import BINDABLE, KINDS
 from nex.node.keys import AUTO, KEYS, Key
 from nex.node.kinds import AutostartEntry, Table, node_name
 
@@ -77,6 +77,11 @@ class HostServices:
     services: Mapping[str, Any] = field(default_factory=defaults)
     allow_bindings: tuple[str, ...] = BINDABLE
     allow_connections: tuple[str, ...] = ()
+
+    @property
+    def own_buckets(self) -> Mapping[str, str]:
+        """How workloads' own buckets are called, by kind."""
+        return {kind: self.services[kind].bucket_name for kind in KINDS if self.services.get(kind) is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
-"""What a deploy may ask of host services: buckets it binds and systems it names. Pure checks of texts.
+"""What a deploy may ask of its node: buckets it binds, streams that wake it, systems it names. Pure checks of texts.
 
-A rule for bindings is ``NAMESPACE/KIND:BUCKET``, one for systems ``HOST`` or ``HOST:PORT``; ``*`` and ``?`` stand for
-any characters. What no rule allows is refused.
+A rule for buckets and streams is ``NAMESPACE/KIND:NAME``, or ``NAMESPACE/NAME`` for all kinds; one for systems ``HOST``
+or ``HOST:PORT``. ``*`` and ``?`` stand for any characters. What no rule allows is refused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from urllib.parse import urlsplit
 
 from nex.errors import RefusedError
+from nex.hostservices.stores import is_own_bucket
 from nex.protocol.control import NatsConnection
 from nex.protocol.triggers import Delivery, Trigger
 
@@ -20,14 +21,14 @@ __all__ = ["BINDABLE", "KINDS", "check_bindings", "check_system", "check_watched
 KINDS = ("kv", "objectstore")
 """What a binding is of."""
 BINDABLE = ("default/*",)
-"""Unless a node's configuration says otherwise: who shares one namespace shares its buckets."""
+"""Unless a node's configuration says otherwise: who shares one namespace shares its buckets and streams."""
 
 _MOST = 64
-_STREAMS = {"KV": "kv", "OBJ": "objectstore"}
+_STREAMS = {"KV_": "kv", "OBJ_": "objectstore"}
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 _BUCKET = re.compile(r"[a-zA-Z0-9_-]{1,200}")
 _OURS = re.compile(r"hs_.*|NEX.*|nex_.*")
-_RULE = re.compile(r"[^/\s]+/(kv:|objectstore:)?[a-zA-Z0-9_*?-]+")
+_RULE = re.compile(r"[^/\s]+/((kv|objectstore|stream):)?[a-zA-Z0-9_*?-]+")
 _SYSTEM_RULE = re.compile(r"[a-zA-Z0-9*?.:\[\]-]+")
 _SCHEMES = frozenset({"nats", "tls", "ws", "wss"})
 
@@ -42,8 +43,12 @@ def is_system_rule(text: str) -> bool:
     return _SYSTEM_RULE.fullmatch(text) is not None
 
 
-def check_bindings(bindings: Mapping[str, str], namespace: str, rules: Iterable[str] | None) -> None:
+def check_bindings(
+    bindings: Mapping[str, str], namespace: str, rules: Iterable[str] | None, own: Mapping[str, str]
+) -> None:
     """Refuse bindings that are none, or that no rule allows; None allows all that are of no other workload's own.
+
+    ``own`` says by kind how workloads' own buckets are called.
 
     Raises:
         RefusedError: with the binding and what is wrong with it.
@@ -56,30 +61,43 @@ def check_bindings(bindings: Mapping[str, str], namespace: str, rules: Iterable[
             raise RefusedError(f"The binding {alias!r} is none: it must be {' or '.join(f'{k}:NAME' for k in KINDS)}")
         if not _BUCKET.fullmatch(bucket):
             raise RefusedError(f"The binding {alias} is to {bucket!r}, which is no bucket")
-        _check_bucket(f"The binding {alias}", kind, bucket, namespace, rules)
+        _check(f"The binding {alias}", kind, bucket, namespace, rules, own)
 
 
-def check_watched(triggers: Iterable[Trigger], namespace: str, rules: Iterable[str] | None) -> None:
-    """Refuse triggers on buckets that could not be bound either; a bucket is a stream with a prefix.
+def check_watched(
+    triggers: Iterable[Trigger], namespace: str, rules: Iterable[str] | None, own: Mapping[str, str]
+) -> None:
+    """Refuse triggers on streams that no rule allows, and on buckets, which are streams with a prefix, alike.
 
     Raises:
         RefusedError: with the trigger and what is wrong with it.
     """
     for trigger in triggers:
         if isinstance(trigger, Delivery):
-            prefix, underscore, bucket = trigger.stream_name.partition("_")
-            if underscore and (kind := _STREAMS.get(prefix)) is not None:
-                _check_bucket(f"The trigger {trigger.label}", kind, bucket, namespace, rules)
+            stream = trigger.stream_name
+            prefix = next(filter(stream.startswith, _STREAMS), "")
+            name = stream.removeprefix(prefix)
+            _check(f"The trigger {trigger.label}", _STREAMS.get(prefix, "stream"), name, namespace, rules, own)
 
 
-def _check_bucket(what: str, kind: str, bucket: str, namespace: str, rules: Iterable[str] | None) -> None:
-    if _OURS.fullmatch(bucket):
-        raise RefusedError(f"{what} is to {bucket}, which belongs to Nex or to another workload")
-    asked = f"{namespace}/{kind}:{bucket}"
-    if rules is not None and not any(fnmatchcase(asked, rule) for rule in rules):
+def _check(
+    what: str, kind: str, name: str, namespace: str, rules: Iterable[str] | None, own: Mapping[str, str]
+) -> None:
+    if kind in KINDS and (_OURS.fullmatch(name) or is_own_bucket(name, own.get(kind, ""))):
+        raise RefusedError(f"{what} is to {name}, which belongs to Nex or to another workload")
+    if rules is not None and not any(_allows(rule, namespace, kind, name) for rule in rules):
         raise RefusedError(
-            f"{what} to {bucket} is not allowed in namespace {namespace} on this node (host_services.allow_bindings)"
+            f"{what} to {name} is not allowed in namespace {namespace} on this node (host_services.allow_bindings)"
         )
+
+
+def _allows(rule: str, namespace: str, kind: str, name: str) -> bool:
+    whose, _, what = rule.partition("/")  # a namespace may hold a slash, and must not pass for another
+    return _fits(namespace, whose) and _fits(f"{kind}:{name}" if ":" in what else name, what)
+
+
+def _fits(text: str, pattern: str) -> bool:
+    return fnmatchcase(text, pattern.replace("[", "[[]"))
 
 
 def check_system(name: str, connection: NatsConnection, rules: Iterable[str]) -> None:
@@ -100,7 +118,8 @@ def check_system(name: str, connection: NatsConnection, rules: Iterable[str]) ->
             raise RefusedError(f"{name} has a nats_url that is none") from None
         if parts.scheme not in _SCHEMES or not host:
             raise RefusedError(f"{name} has a nats_url that is none")
-        if not any(fnmatchcase(host, rule) or fnmatchcase(f"{host}:{port}", rule) for rule in rules):
+        shown = f"[{host}]" if ":" in host else host
+        if not any(_fits(text, rule.lower()) for rule in rules for text in (host, shown, f"{shown}:{port}")):
             raise RefusedError(
-                f"{name} is at {host}:{port}, to which this node makes no connections (host_services.allow_connections)"
+                f"{name} is at {shown}:{port}, to which this node makes no connections (host_services.allow_connections)"
             )

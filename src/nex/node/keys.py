@@ -82,7 +82,7 @@ def _driver(text: str) -> None:
 
 def _binding_rule(text: str) -> None:
     if not is_binding_rule(text):
-        raise ValueError(f"holds {text!r}, which is not NAMESPACE/KIND:BUCKET")
+        raise ValueError(f"holds {text!r}, which is not NAMESPACE/KIND:NAME")
 
 
 def _system_rule(text: str) -> None:
@@ -262,7 +262,7 @@ KEYS: tuple[Key, ...] = (
         "host_services.allow_bindings",
         TextList(_binding_rule),
         BINDABLE,
-        "Buckets that deploys may bind, as NAMESPACE/KIND:BUCKET with * and ?.",
+        "Buckets and streams that deploys may bind and be woken by, as NAMESPACE/KIND:NAME with * and ?.",
         json.dumps(BINDABLE),
     ),
     Key(

@@ -11,13 +11,14 @@ from dataclasses import dataclass, field
 
 from nex.drivers.base import Resources
 from nex.errors import ClaimsError, MessageError, RefusedError, SealError, UsageError
+from nex.hostservices.messaging import may_publish
 from nex.node.config import NodeConfig
 from nex.node.grants import check_bindings, check_system, check_watched
 from nex.node.limits import SERVICES, check_count, workload_limits, workload_share
 from nex.protocol.agent import Limits
 from nex.protocol.control import Connections, DeployRequest, StopRequest
 from nex.protocol.subjects import MAX_TRIGGERS, collide, is_pattern, is_token
-from nex.protocol.triggers import check_triggers
+from nex.protocol.triggers import Delivery, check_triggers
 from nex.security import claims as claims_of
 from nex.security.claims import Claims
 from nex.security.xkeys import CurveKey, open_environment, open_text
@@ -114,10 +115,10 @@ def check_order(
     except SealError as error:
         raise RefusedError(f"Failed to decrypt environment for deploy request: {error}") from None
     connections = _connections(request, rules)
-    own = connections.host_services is not None  # then its credentials say what it may use
-    rules_of_buckets = config.host_services.allow_bindings
-    check_bindings(request.bindings, namespace, None if own else rules_of_buckets)
-    check_watched(request.triggers, namespace, None if connections.triggers else rules_of_buckets)
+    grants, own = config.host_services.allow_bindings, config.host_services.own_buckets
+    # Who brings credentials may use what these allow.
+    check_bindings(request.bindings, namespace, None if connections.host_services else grants, own)
+    check_watched(request.triggers, namespace, None if connections.triggers else grants, own)
     claims = _claims(request, now)
     if config.valid_issuers and claims.issuer not in (*config.valid_issuers, own_issuer):
         raise RefusedError(f"invalid workload issuer: {claims.issuer}")
@@ -194,6 +195,11 @@ def _check_triggers(request: DeployRequest, config: NodeConfig) -> None:
         check_triggers(request.triggers, denied=(*ALWAYS_DENIED, *config.deny_trigger_subjects))
     except UsageError as error:
         raise RefusedError(f"Invalid deploy request: {error}") from None
+    messaging = config.host_services.services.get("messaging")
+    for trigger in request.triggers:
+        subject = trigger.dead_letter if isinstance(trigger, Delivery) else ""
+        if subject and not (messaging and may_publish(subject, messaging)):
+            raise RefusedError(f"The dead letter subject {subject} is none to which workloads of this node may publish")
 
 
 def _check_domain(request: DeployRequest) -> None:

@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nex.errors import RefusedError
+from nex.hostservices.keyvalue import KeyValueOptions
+from nex.hostservices.messaging import MessagingOptions
 from nex.node.config import HostServices, NodeConfig, NodeLimits, WorkloadLimits
 from nex.node.policy import Order, Rules, Target, check_hash, check_order, check_stop
 from nex.protocol.control import Connections, DeployRequest, NatsConnection, StopRequest
@@ -405,3 +407,49 @@ def test_only_buckets_that_may_be_bound_may_be_watched() -> None:
     assert check(watching, namespace="team", rules=lax).namespace == "team"
     as_object = request(triggers=(ObjectTrigger(bucket="SHOP"),))
     assert "is not allowed" in refusal(as_object, namespace="team", rules=lax)
+
+
+@pytest.mark.parametrize("rule", ["team/stream:ORD*", "team/ORDERS", "t?am/*"])
+def test_streams_are_for_the_namespaces_that_may_have_them(rule: str) -> None:
+    woken = request(triggers=(StreamTrigger(stream="ORDERS"),))
+    assert check(woken).request.triggers
+    assert "is not allowed in namespace team" in refusal(woken, namespace="team")
+    lax = rules(host_services=HostServices(allow_bindings=(rule,)))
+    assert check(woken, namespace="team", rules=lax).namespace == "team"
+    assert "is not allowed" in refusal(woken, rules=lax)
+
+
+def test_no_namespace_passes_for_another() -> None:
+    bound = request(bindings={"kv:orders": "ORDERS"})
+    lax = rules(host_services=HostServices(allow_bindings=("team/*", "[ab]/*")))
+    for namespace in ("team/kv:x", "team/", "a"):
+        assert "is not allowed" in refusal(bound, namespace=namespace, rules=lax)
+
+
+def test_buckets_of_workloads_are_known_by_the_operators_pattern() -> None:
+    services = {**HostServices().services, "kv": KeyValueOptions(bucket_name="fn_${namespace}_${workload_name}")}
+    renamed = rules(host_services=HostServices(services=services))
+    assert "another workload" in refusal(request(bindings={"kv:a": "fn_team_cart"}), rules=renamed)
+    assert "another workload" in refusal(request(triggers=(KvTrigger(bucket="fn_team_cart"),)), rules=renamed)
+    for bucket in ("fn_team", "xfn_team_cart"):
+        check(request(bindings={"kv:a": bucket, "objectstore:a": "fn_team_cart"}), rules=renamed)
+    shared = rules(host_services=HostServices(services={**services, "kv": KeyValueOptions(bucket_name="ALL")}))
+    check(request(bindings={"kv:a": "ALL"}), rules=shared)
+
+
+def test_dead_letters_go_where_workloads_may_publish() -> None:
+    lost = request(triggers=(StreamTrigger(stream="ORDERS", dead_letter="bills.pay"),))
+    check(lost)
+    services = HostServices().services
+    for messaging in (MessagingOptions(deny_subjects=("bills.>",)), None):
+        strict = rules(host_services=HostServices(services={**services, "messaging": messaging}))
+        assert "bills.pay is none to which workloads of this node may publish" in refusal(lost, rules=strict)
+
+
+@pytest.mark.parametrize("rule", ["[2001:db8::1]:4222", "[2001:db8::1]", "2001:DB8::*"])
+def test_systems_may_be_named_by_address(rule: str) -> None:
+    trusting = rules(host_services=HostServices(allow_connections=(rule,)))
+    check(request(host_services=NatsConnection(nats_url="nats://[2001:db8::1]")), rules=trusting)
+    for host in ("[2001:dc::]", "d"):
+        refused = refusal(request(host_services=NatsConnection(nats_url=f"nats://{host}")), rules=trusting)
+        assert "makes no connections" in refused
