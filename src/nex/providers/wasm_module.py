@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import BinaryIO
+
 import wasmtime
 from wasmtime import _ffi as ffi
 
-__all__ = ["TABLES", "TABLE_ELEMENTS", "compile_module", "make_engine"]
+__all__ = ["TABLES", "TABLE_ELEMENTS", "compile_module", "has_start", "make_engine"]
 
 TABLES = 16
 TABLE_ELEMENTS = 1_000_000
+_START_SECTION = 8
 _PAGE_BYTES = 65536
 # One instance at a time, in address space that is reserved once: a slot takes whatever an instance may be, so it does
 # not depend on the workload's limits, and there is no module that could run and does not fit. What a run has touched
@@ -64,6 +68,33 @@ def compile_module(linker: wasmtime.Linker, data: bytes, memory_bytes: int) -> b
     _check_exports(module, memory_bytes)
     _check_imports(linker, module)
     return bytes(module.serialize())
+
+
+def has_start(artifact: Path) -> bool:
+    """Whether a module, which must be valid, has a function that runs as soon as there is an instance.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with artifact.open("rb") as file:
+        file.seek(8)
+        while section := file.read(1):
+            size = _read_size(file)
+            if section[0] == _START_SECTION:
+                return True
+            file.seek(size, 1)
+    return False
+
+
+def _read_size(file: BinaryIO) -> int:
+    """A number in LEB128."""
+    size = shift = 0
+    while byte := file.read(1):
+        size |= (byte[0] & 0x7F) << shift
+        shift += 7
+        if byte[0] < 0x80:  # noqa: PLR2004 - the mark of the last byte
+            break
+    return size
 
 
 def _check_exports(module: wasmtime.Module, memory_bytes: int) -> None:

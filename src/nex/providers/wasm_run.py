@@ -2,16 +2,15 @@
 
 This stands on the C interface that the wasmtime package ships (``wasmtime._ffi``) where the package's own classes
 convert every value one by one: a call is as short as the conversions would be long. WASI comes from wasmtime, but for
-reading standard input and writing standard output and error, which are ours: bytes in memory, of bounded size. What a
-module asks of its node is in `nex.providers.wasm_host`; one that imports nothing of it pays nothing for it.
+what is in `nex.providers.wasm_streams`; what a module asks of its node is in `nex.providers.wasm_host`. A module pays
+for neither wasmtime's WASI nor the node's functions unless it imports something of them.
 """
 
 from __future__ import annotations
 
 import ctypes
-import struct
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import byref, memmove, string_at
+from ctypes import PYFUNCTYPE, addressof, c_int64, c_size_t, c_void_p, memmove, string_at
 from pathlib import Path
 from typing import Any
 
@@ -20,37 +19,34 @@ from wasmtime import _ffi as ffi
 
 from nex.providers.wasm_host import IMPORTS, MODULE, Ask, HostFunctions, MemoryFault
 from nex.providers.wasm_module import TABLE_ELEMENTS, TABLES
+from nex.providers.wasm_streams import Stopped, WasiFunctions
 
 __all__ = ["OutputTooLarge", "ProgramFailed", "WasmProgram"]
 
-_EBADF = (8).to_bytes(4, "little")
-_EFAULT = (21).to_bytes(4, "little")
-_SUCCESS = bytes(4)
 _WASI = "wasi_snapshot_preview1"
-_WASI_TYPES = ("i32",) * 4, "i32"
-_STDIN, _STDOUT, _STDERR = 0, 1, 2
-# Four i32 arguments, each in a slot as wide as the largest value.
-_SLOT_BYTES = 16
-_FOUR_I32 = struct.Struct("<I12xI12xI12xI12x")
-_HostCall = ctypes.CFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
-_NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, ctypes.c_void_p))
+_SLOT_BYTES = 16  # of an argument of a host function: as wide as the largest value
+_HostCall = ctypes.CFUNCTYPE(c_size_t, c_void_p, c_void_p, c_void_p, c_size_t)
+_NO_FINALIZER = ctypes.cast(0, ctypes.CFUNCTYPE(None, c_void_p))
 _TYPES = {"i32": wasmtime.ValType.i32, "i64": wasmtime.ValType.i64}
-_VECTOR = struct.Struct("<II")
-_STDERR_BYTES = 65536
 _MOST_RESULT_BYTES = 1 << 30  # sizes are signed in WebAssembly
-_memory_address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p)(
-    ("wasmtime_memory_data", ffi.dll)
-)
-_memory_size = ctypes.PYFUNCTYPE(ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)(
-    ("wasmtime_memory_data_size", ffi.dll)
-)
-# These take arrays as they are; a `ctypes.cast` for the package's own would make a reference cycle each time.
-_set_argv = ctypes.PYFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)(
-    ("wasi_config_set_argv", ffi.dll)
-)
-_set_env = ctypes.PYFUNCTYPE(ctypes.c_bool, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p, ctypes.c_void_p)(
-    ("wasi_config_set_env", ffi.dll)
-)
+
+
+def _c(name: str, result: Any, *parameters: Any) -> Callable[..., Any]:
+    """A function of wasmtime that takes and gives addresses, and keeps the interpreter's lock: we have one thread."""
+    made: Callable[..., Any] = PYFUNCTYPE(result, *parameters)((name, ffi.dll))
+    return made
+
+
+_new_store = _c("wasmtime_store_new", c_void_p, c_void_p, c_void_p, c_void_p)
+_delete_store = _c("wasmtime_store_delete", None, c_void_p)
+_context_of = _c("wasmtime_store_context", c_void_p, c_void_p)
+_limit_store = _c("wasmtime_store_limiter", None, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64)
+_instantiate = _c("wasmtime_instance_pre_instantiate", c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
+_export = _c("wasmtime_instance_export_get", ctypes.c_bool, c_void_p, c_void_p, ctypes.c_char_p, c_size_t, c_void_p)
+_call = _c("wasmtime_func_call_unchecked", c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)
+_memory_address = _c("wasmtime_memory_data", c_void_p, c_void_p, c_void_p)
+_memory_size = _c("wasmtime_memory_data_size", c_size_t, c_void_p, c_void_p)
+_export_of_caller = _c("wasmtime_caller_export_get", ctypes.c_bool, c_void_p, ctypes.c_char_p, c_size_t, c_void_p)
 
 
 class ProgramFailed(Exception):  # noqa: N818 - reads as what happened
@@ -76,26 +72,28 @@ class WasmProgram:
 
     def __init__(self, engine: wasmtime.Engine) -> None:
         self._engine = engine
-        self._engine_pointer = engine.ptr()
+        self._engine_pointer = ctypes.cast(engine.ptr(), c_void_p).value
         self._callbacks: list[Any] = []
         self._linker = wasmtime.Linker(engine)
         self._linker.allow_shadowing = True
         self._linker.define_wasi()
-        self._define(_WASI, "fd_read", *_WASI_TYPES, self._fd_read)
-        self._define(_WASI, "fd_write", *_WASI_TYPES, self._fd_write)
-        self._define_host()
-        self._instance = ffi.wasmtime_instance_t()
-        self._memory_item = ffi.wasmtime_extern_t()  # `_memory` looks into it
-        self._start_item = ffi.wasmtime_extern_t()
-        self._memory: Any = None
-        self._no_values = (ffi.wasmtime_val_raw_t * 1)()
-        self._store: Any = None
-        self._context: Any = None
-        self._is_fresh = False
-        self._input = b""
-        self._read = 0
-        self._output: list[bytes] = []
-        self._written = 0
+        self._wasi = WasiFunctions(self._view)
+        for name, (count, gives, function) in self._wasi.functions.items():
+            self._link(_WASI, name, ("i32",) * count, "i32" if gives else "", _HostCall(self._wasi_call(function)))
+        for name, what in IMPORTS.items():
+            self._link(MODULE, name, what.types, what.result_type, _HostCall(self._host_call(name, len(what.types))))
+        self._instance = _Place(ffi.wasmtime_instance_t)
+        self._memory_item = _Place(ffi.wasmtime_extern_t, "of")
+        self._start_item = _Place(ffi.wasmtime_extern_t, "of")
+        self._no_values = _Place(ffi.wasmtime_val_raw_t)
+        self._trap = c_void_p()
+        self._trap_at = addressof(self._trap)
+        self._has_memory = False  # that of the instance there is
+        self._seen = (0, 0)
+        self._bytes = memoryview(b"")
+        self._store: int | None = None
+        self._context: int | None = None
+        self._is_fresh = self._is_instantiated = False
         self._host: HostFunctions | None = None
         self._functions: dict[str, Callable[[bytes], bytes]] = {}
         self._failure: BaseException | None = None
@@ -110,6 +108,7 @@ class WasmProgram:
         self,
         code: Path,
         *,
+        starts: bool,
         environment: Mapping[str, str],
         memory_bytes: int,
         output_bytes: int,
@@ -120,6 +119,7 @@ class WasmProgram:
 
         Args:
             code: a file that holds what `compile_module` made; it is native code, so never one of a stranger.
+            starts: whether code of it runs when an instance is made; if not, one is made ahead of each run.
             environment: of every run.
             memory_bytes: the most memory one run may use.
             output_bytes: the most one run may write to its standard output.
@@ -127,28 +127,48 @@ class WasmProgram:
             ask: makes its host calls.
         """
         self._memory_bytes = memory_bytes
-        self._output_bytes = output_bytes
-        self._on_stderr = on_stderr
-        self._environment = _Pairs(environment)
+        self._starts = starts
+        self._wasi.load(output_bytes, on_stderr)
+        self._environment = dict(environment)
+        self._pairs = _pairs(self._environment)
         module = wasmtime.Module.deserialize_file(self._engine, str(code))
-        uses_host = any(what.module == MODULE for what in module.imports)
+        imports = {(what.module, what.name) for what in module.imports}
+        ours = {(_WASI, name) for name in self._wasi.functions}
+        self._uses_wasi = any(module == _WASI for module, _ in imports - ours)
+        uses_host = any(module == MODULE for module, _ in imports)
         self._host = HostFunctions(self, ask, min(memory_bytes, _MOST_RESULT_BYTES)) if uses_host else None
         self._functions = {name: self._host.function(name) for name in IMPORTS} if self._host is not None else {}
         self._pre = self._linker.instantiate_pre(module)
-        self._pre_pointer = self._pre.ptr()
+        self._pre_pointer = ctypes.cast(self._pre.ptr(), c_void_p).value
         self._is_fresh = False
         self.refresh()
 
     def refresh(self) -> None:
-        """Drop what the last run left and make room for the next one: work that a caller need not wait for."""
+        """Drop what the last run left and get ready for the next one: work that a caller need not wait for."""
         if self._is_fresh:
             return
+        self._renew()
+        if not self._starts and self._make_instance() is not None:
+            self._renew()  # the run will meet the error again, and tell
+
+    def _renew(self) -> None:
         if self._store is not None:
-            ffi.wasmtime_store_delete(self._store)
-        self._store = ffi.wasmtime_store_new(self._engine_pointer, None, _NO_FINALIZER)
-        self._context = ffi.wasmtime_store_context(self._store)
-        ffi.wasmtime_store_limiter(self._store, self._memory_bytes, TABLE_ELEMENTS, 1, TABLES, 1)
-        self._is_fresh = True
+            _delete_store(self._store)
+        self._store = _new_store(self._engine_pointer, None, None)
+        self._context = _context_of(self._store)
+        _limit_store(self._store, self._memory_bytes, TABLE_ELEMENTS, 1, TABLES, 1)
+        self._is_fresh, self._is_instantiated, self._has_memory = True, False, False
+
+    def _make_instance(self) -> Exception | None:
+        """The instance of the next run, and where its exports lie; or why there is none."""
+        context, instance, memory = self._context, self._instance.at, self._memory_item
+        error = _instantiate(self._pre_pointer, context, instance, self._trap_at)
+        if failed := self._error(error):
+            return failed
+        _export(context, instance, b"memory", 6, memory.item_at)
+        _export(context, instance, b"_start", 6, self._start_item.item_at)
+        self._has_memory = self._is_instantiated = True
+        return None
 
     def run(
         self,
@@ -171,57 +191,56 @@ class WasmProgram:
             ProgramFailed: it trapped or exited with another code than 0.
             OutputTooLarge: it wrote too much, and was stopped.
         """
-        self._input, self._read = stdin, 0
-        self._output, self._written = [], 0
-        self._memory = None
         self.refresh()
         self._is_fresh = False
-        self._set_wasi(self._context, arguments, variables)
+        pairs = _pairs({**variables, **self._environment}) if variables else self._pairs
+        self._wasi.begin(arguments, pairs, stdin)
+        if self._uses_wasi:
+            ffi.wasmtime_context_set_wasi(
+                ctypes.cast(self._context or 0, ctypes.POINTER(ffi.wasmtime_context_t)), ffi.wasi_config_new()
+            )
         if self._host is None:
-            self._start(self._context)
+            self._start()
         else:
             self._start_with_host(self._host, headers or {})
-        return b"".join(self._output)
+        return b"".join(self._wasi.output)
 
     def _start_with_host(self, host: HostFunctions, headers: Mapping[str, str]) -> None:
         host.begin(headers)
         try:
-            self._start(self._context)
+            self._start()
         finally:
             if self._failure is not None:  # of ours: no answer could be true any more
                 raise self._failure
             self.reply_headers = host.end()
 
-    def _set_wasi(self, context: Any, arguments: Sequence[bytes], variables: Mapping[str, str] | None) -> None:
-        wasi = ffi.wasi_config_new()
-        _set_argv(wasi, len(arguments), (ctypes.c_char_p * len(arguments))(*arguments))
-        pairs = self._environment if not variables else _Pairs({**variables, **self._environment.pairs})
-        if pairs.count:
-            _set_env(wasi, pairs.count, pairs.names, pairs.values)
-        ffi.wasmtime_context_set_wasi(context, wasi)
+    def _start(self) -> None:
+        failed = None if self._is_instantiated else self._make_instance()
+        if failed is None:
+            error = _call(self._context, self._start_item.at, self._no_values.at, 1, self._trap_at)
+            failed = self._error(error)
+        if failed is not None:
+            self._judge(failed)
 
-    def _start(self, context: Any) -> None:
-        trap = ctypes.POINTER(ffi.wasm_trap_t)()
-        instance, memory, start = self._instance, self._memory_item, self._start_item
-        error = ffi.wasmtime_instance_pre_instantiate(self._pre_pointer, context, byref(instance), byref(trap))
-        if not (bool(error) or bool(trap)):
-            ffi.wasmtime_instance_export_get(context, byref(instance), b"memory", 6, byref(memory))
-            self._memory = memory.of.memory
-            ffi.wasmtime_instance_export_get(context, byref(instance), b"_start", 6, byref(start))
-            error = ffi.wasmtime_func_call_unchecked(context, byref(start.of.func), self._no_values, 1, byref(trap))
-        if bool(error):
-            self._judge(wasmtime.WasmtimeError._from_ptr(error))  # noqa: SLF001 - as the package itself does
-        elif bool(trap):
-            self._judge(wasmtime.Trap._from_ptr(trap))  # noqa: SLF001 - see above
+    def _error(self, error: int | None) -> Exception | None:
+        """What the engine says has gone wrong, by an error or a trap; both are ours to free, which these objects do."""
+        if error:
+            pointer = ctypes.cast(error, ctypes.POINTER(ffi.wasmtime_error_t))
+            return wasmtime.WasmtimeError._from_ptr(pointer)  # noqa: SLF001 - as the package itself does
+        if trap := self._trap.value:
+            self._trap.value = None
+            return wasmtime.Trap._from_ptr(ctypes.cast(trap, ctypes.POINTER(ffi.wasm_trap_t)))  # noqa: SLF001 - see above
+        return None
 
     def _judge(self, error: Exception) -> None:
         """Whether a run that did not simply return has failed, and how."""
-        if self._written > self._output_bytes:
+        if self._wasi.is_over:
             raise OutputTooLarge
-        if isinstance(error, wasmtime.ExitTrap):
-            if error.code == 0:
-                return
-            raise ProgramFailed(f"the function exited with code {error.code}{self._memory_note()}")
+        code = self._wasi.exit_code
+        if code == 0:
+            return
+        if code is not None:
+            raise ProgramFailed(f"the function exited with code {code}{self._memory_note()}")
         text = str(error)
         cause = text.strip().splitlines()[-1].removeprefix("wasm trap: ").strip()
         cause = next((line.split("wasm trap: ", 1)[1] for line in text.splitlines() if "wasm trap: " in line), cause)
@@ -229,40 +248,37 @@ class WasmProgram:
 
     def _memory_note(self) -> str:
         """That memory may be the reason, if most of it was in use; a refused growth leaves no other trace."""
-        if self._memory is None:
+        if not self._has_memory:
             return ""
-        used = ffi.wasmtime_memory_data_size(self._context, byref(self._memory))
+        used = _memory_size(self._context, self._memory_item.at)
         if used * 4 < self._memory_bytes * 3:
             return ""
         return f"; it had used {used / 2**20:.1f} MiB of the {self._memory_bytes / 2**20:g} MiB of memory it may use"
 
-    def _define(
-        self, module: str, name: str, parameters: Sequence[str], result: str, function: Callable[[int], bytes | None]
-    ) -> None:
-        """Have a host function, which gets the address of its parameters; it replaces wasmtime's own."""
-
+    def _wasi_call(self, function: Callable[[int], bytes]) -> Callable[[int, int, int, int], int]:
         def call(_data: int, caller: int, values: int, _count: int) -> int:
-            if self._memory is None:  # called while the instance is being made
-                self._memory = _memory_of(caller)
-            given = function(values)
-            if given is None:
-                return _trap(b"too much output")
+            if not self._has_memory:
+                self._find_memory(caller)
+            try:
+                given = function(values)
+            except Stopped as stopped:
+                return _trap(str(stopped).encode())
             memmove(values, given, len(given))
             return 0
 
-        self._link(module, name, parameters, result, _HostCall(call))
+        return call
 
-    def _define_host(self) -> None:
-        """Have the functions of the module ``nex``: what is behind each is found when a program is loaded."""
-        for name, what in IMPORTS.items():
-            self._link(MODULE, name, what.types, what.result_type, _HostCall(self._host_call(name, len(what.types))))
+    def _find_memory(self, caller: int) -> None:
+        """That of the instance that calls us while it is being made."""
+        _export_of_caller(caller, b"memory", 6, self._memory_item.item_at)
+        self._has_memory = True
 
     def _host_call(self, name: str, count: int) -> Callable[[int, int, int, int], int]:
         size = count * _SLOT_BYTES
 
         def call(_data: int, caller: int, values: int, _count: int) -> int:
-            if self._memory is None:
-                self._memory = _memory_of(caller)
+            if not self._has_memory:
+                self._find_memory(caller)
             try:
                 given = self._functions[name](string_at(values, size))
             except MemoryFault as fault:
@@ -277,7 +293,7 @@ class WasmProgram:
 
     def _link(self, module: str, name: str, parameters: Sequence[str], result: str, callback: Any) -> None:
         self._callbacks.append(callback)
-        kind = wasmtime.FuncType([_TYPES[each]() for each in parameters], [_TYPES[result]()])
+        kind = wasmtime.FuncType([_TYPES[each]() for each in parameters], [_TYPES[result]()] if result else [])
         error = ffi.wasmtime_linker_define_func_unchecked(
             self._linker.ptr(),
             module.encode(),
@@ -294,66 +310,28 @@ class WasmProgram:
 
     def read(self, at: int, size: int) -> bytes:
         """Bytes of the memory of the instance that runs; `MemoryFault` if they are outside."""
-        return string_at(self._place(at, size), size)
+        return bytes(self._place(at, size))
 
     def write(self, at: int, size: int, data: bytes) -> None:
         """Put ``data`` into a space of that memory, as far as it fits; `MemoryFault` if the space is outside."""
-        memmove(self._place(at, size), data, min(size, len(data)))
+        data = data[:size]
+        self._place(at, size)[: len(data)] = data
 
-    def _place(self, at: int, size: int) -> int:
-        base, most = self._view()
-        if at + size > most:
-            raise MemoryFault(f"{size} bytes at {at} are not in the memory of {most} bytes")
-        return base + at
+    def _place(self, at: int, size: int) -> memoryview:
+        memory = self._view()
+        if at + size > len(memory):
+            raise MemoryFault(f"{size} bytes at {at} are not in the memory of {len(memory)} bytes")
+        return memory[at : at + size]
 
-    def _view(self) -> tuple[int, int]:
-        """Where the memory of the instance lies now, and its size."""
-        memory = byref(self._memory)
-        return _memory_address(self._context, memory), _memory_size(self._context, memory)
-
-    def _fd_read(self, values: int) -> bytes | None:
-        """``fd_read(fd, iovs, count, read)``: from the input, for file 0."""
-        fd, vectors, count, total_at = _FOUR_I32.unpack(string_at(values, 64))
-        if fd != _STDIN:
-            return _EBADF
-        base, size = self._view()
-        if vectors + 8 * count > size or total_at + 4 > size:
-            return _EFAULT
-        start = position = self._read
-        for at, length in _VECTOR.iter_unpack(string_at(base + vectors, 8 * count)):
-            if at + length > size:
-                return _EFAULT
-            piece = self._input[position : position + length]
-            memmove(base + at, piece, len(piece))
-            position += len(piece)
-            if len(piece) < length:
-                break
-        self._read = position
-        memmove(base + total_at, (position - start).to_bytes(4, "little"), 4)
-        return _SUCCESS
-
-    def _fd_write(self, values: int) -> bytes | None:
-        """``fd_write(fd, iovs, count, written)``: to the output for file 1, to the log for file 2."""
-        fd, vectors, count, total_at = _FOUR_I32.unpack(string_at(values, 64))
-        if fd not in (_STDOUT, _STDERR):
-            return _EBADF
-        base, size = self._view()
-        if vectors + 8 * count > size or total_at + 4 > size:
-            return _EFAULT
-        total = 0
-        for at, length in _VECTOR.iter_unpack(string_at(base + vectors, 8 * count)):
-            if at + length > size:
-                return _EFAULT
-            total += length
-            if fd == _STDERR:
-                self._on_stderr(string_at(base + at, min(length, _STDERR_BYTES)))
-                continue
-            self._written += length
-            if self._written > self._output_bytes:
-                return None
-            self._output.append(string_at(base + at, length))
-        memmove(base + total_at, total.to_bytes(4, "little"), 4)
-        return _SUCCESS
+    def _view(self) -> memoryview:
+        """The memory of the instance, as large as it is now."""
+        context, memory = self._context, self._memory_item.at
+        seen = _memory_address(context, memory), _memory_size(context, memory)
+        if seen != self._seen:
+            self._seen = seen
+            at, size = seen
+            self._bytes = memoryview((ctypes.c_ubyte * size).from_address(at) if size else bytearray()).cast("B")
+        return self._bytes
 
 
 def _trap(text: bytes) -> int:
@@ -361,21 +339,14 @@ def _trap(text: bytes) -> int:
     return ctypes.cast(ffi.wasmtime_trap_new(text, len(text)), ctypes.c_void_p).value or 0
 
 
-class _Pairs:
-    """Environment variables as C wants them."""
-
-    def __init__(self, pairs: Mapping[str, str]) -> None:
-        self.pairs = dict(pairs)
-        self.count = len(self.pairs)
-        names = [name.encode() for name in self.pairs]
-        values = [value.encode() for value in self.pairs.values()]
-        self.names = (ctypes.c_char_p * self.count)(*names)
-        self.values = (ctypes.c_char_p * self.count)(*values)
+def _pairs(environment: Mapping[str, str]) -> list[bytes]:
+    return [f"{name}={value}".encode() for name, value in environment.items()]
 
 
-def _memory_of(caller: int) -> Any:
-    """The memory of the instance that calls us."""
-    item = ffi.wasmtime_extern_t()
-    pointer = ctypes.cast(caller, ctypes.POINTER(ffi.wasmtime_caller_t))
-    ffi.wasmtime_caller_export_get(pointer, b"memory", 6, byref(item))
-    return item.of.memory
+class _Place:
+    """A place for a C structure: ``item_at`` is its address, ``at`` that of the union in it, if it has one."""
+
+    def __init__(self, kind: Any, union: str = "") -> None:
+        self._structure = kind()
+        self.item_at = addressof(self._structure)
+        self.at = self.item_at + (getattr(kind, union).offset if union else 0)

@@ -17,7 +17,7 @@ from wasmtime import wat2wasm
 
 from nex.protocol.agent import Limits
 from nex.providers.frames import Frame, FrameReader, Kind, encode
-from nex.providers.wasm_module import compile_module, make_engine
+from nex.providers.wasm_module import compile_module, has_start, make_engine
 from nex.providers.wasm_run import OutputTooLarge, ProgramFailed, WasmProgram
 
 __all__ = ["Settings", "compile_artifact", "header_variables", "prepare", "rehearsal", "serve", "serve_as_spare"]
@@ -117,6 +117,7 @@ def _serve(sock: socket.socket, agent: _Agent, loading: int, settings: Settings)
     program = _program()
     program.load(
         Path(settings.code),
+        starts=has_start(Path(settings.artifact)),
         environment=settings.environment,
         memory_bytes=limits.memory_bytes,
         output_bytes=limits.result_bytes,
