@@ -33,12 +33,12 @@ def module(body: str, *, imports: str = "", memory: str = '(memory (export "memo
     return bytes(wasmtime.wat2wasm(f'(module {imports} {memory} (func (export "_start") {body}))'))
 
 
-def reporting(body: str) -> bytes:
+def reporting(body: str, imports: str = FD_READ) -> bytes:
     """A module that writes the i32 that ``body`` leaves to its output, as a byte."""
     store = f"(i32.store8 (i32.const 100) {body})"
     vector = "(i32.store (i32.const 0) (i32.const 100)) (i32.store (i32.const 4) (i32.const 1))"
     write = "(drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))"
-    return module(f"{store} {vector} {write}", imports=f"{FD_WRITE} {FD_READ}")
+    return module(f"{store} {vector} {write}", imports=f"{FD_WRITE} {imports}")
 
 
 async def test_the_example(run: Runner) -> None:
@@ -202,6 +202,59 @@ async def test_what_does_not_start_says_why(tmp_path: Path, content: bytes | str
         await WasmProvider(make_workload(tmp_path, data), LogLines()).start()
     assert str(failure.value).isprintable()
     assert [path.name for path in (tmp_path / "folder").iterdir()] == []
+
+
+WASI = '(import "wasi_snapshot_preview1" "{0}" (func ${0} (param {1}) {2}))'
+PROC_EXIT = WASI.format("proc_exit", "i32", "")
+SIZES = WASI.format("args_sizes_get", "i32 i32", "(result i32)")
+ARGS = WASI.format("args_get", "i32 i32", "(result i32)")
+CLOCK = WASI.format("clock_time_get", "i32 i64 i32", "(result i32)")
+
+
+@pytest.mark.parametrize("code", [1, 125, 126, 255, 4294967295])
+async def test_every_exit_code_but_0_is_a_failure(run: Runner, code: int) -> None:
+    """Also those for which an operating system has no room."""
+    async with run(module(f"(call $proc_exit (i32.const {code}))", imports=PROC_EXIT)) as call:
+        with pytest.raises(CallFailed, match=rf"^the function exited with code {code}$"):
+            await call()
+    async with run(module("(call $proc_exit (i32.const 0)) unreachable", imports=PROC_EXIT)) as call:
+        assert (await call()).payload == b""
+
+
+@pytest.mark.parametrize(
+    ("imports", "body", "error"),
+    [
+        (SIZES, "(call $args_sizes_get (i32.const 65533) (i32.const 0))", 21),
+        (SIZES, "(call $args_sizes_get (i32.const 0) (i32.const -1))", 21),
+        (SIZES, "(call $args_sizes_get (i32.const 8) (i32.const 65532))", 0),
+        (ARGS, "(call $args_get (i32.const 65529) (i32.const 0))", 21),
+        (ARGS, "(call $args_get (i32.const 65528) (i32.const 65521))", 21),  # "nexfunction", "a.b"
+        (ARGS, "(call $args_get (i32.const 65528) (i32.const 65512))", 0),
+        (FD_READ, "(call $read (i32.const 0) (i32.const 65529) (i32.const 1) (i32.const 0))", 21),
+        (FD_READ, "(call $read (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8))", 8),
+        (CLOCK, "(call $clock_time_get (i32.const 0) (i64.const 0) (i32.const 8))", 0),  # one of the engine's own
+    ],
+)
+async def test_places_outside_of_the_memory_are_an_error(run: Runner, imports: str, body: str, error: int) -> None:
+    """Which the program hears of, and survives."""
+    async with run(reporting(body, imports)) as call:
+        assert [(await call()).payload for _ in range(2)] == [bytes([error])] * 2
+
+
+async def test_a_program_may_have_no_memory_at_all(run: Runner) -> None:
+    """Nothing can be written from there."""
+    write = "(drop (call $write (i32.const 1) (i32.const 0) (i32.const 0) (i32.const 0)))"
+    async with run(module(write, imports=FD_WRITE, memory='(memory (export "memory") 0)')) as call:
+        assert [(await call()).payload for _ in range(2)] == [b"", b""]
+
+
+async def test_what_cannot_become_an_instance_fails_each_call(run: Runner) -> None:
+    """A module that is valid, but whose data do not fit its memory."""
+    memory = '(memory (export "memory") 1) (data (i32.const 65535) "xx")'
+    async with run(module("", memory=memory)) as call:
+        for _ in range(3):
+            with pytest.raises(CallFailed, match="out of bounds"):
+                await call()
 
 
 @pytest.mark.parametrize(
