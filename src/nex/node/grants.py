@@ -121,5 +121,5 @@ def check_system(name: str, connection: NatsConnection, rules: Iterable[str]) ->
         shown = f"[{host}]" if ":" in host else host
         if not any(_fits(text, rule.lower()) for rule in rules for text in (host, shown, f"{shown}:{port}")):
             raise RefusedError(
-                f"{name} is at {shown}:{port}, to which this node makes no connections (host_services.allow_connections)"
+                f"{name} is at {shown}:{port}, to which this node does not connect (host_services.allow_connections)"
             )

@@ -452,4 +452,4 @@ def test_systems_may_be_named_by_address(rule: str) -> None:
     check(request(host_services=NatsConnection(nats_url="nats://[2001:db8::1]")), rules=trusting)
     for host in ("[2001:dc::]", "d"):
         refused = refusal(request(host_services=NatsConnection(nats_url=f"nats://{host}")), rules=trusting)
-        assert "makes no connections" in refused
+        assert "does not connect" in refused
