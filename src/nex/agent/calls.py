@@ -16,6 +16,7 @@ from time import perf_counter_ns
 from nex.agent.tally import Tally
 from nex.errors import CallError, CallFailed, CallOverloaded, CallTooLarge, UnreachableError, UsageError
 from nex.protocol.agent import ERROR_CODE_HEADER, ERROR_HEADER, Limits, Subscription
+from nex.protocol.orders import without_orders
 from nex.protocol.subjects import may_answer
 from nex.providers.base import Function
 from nex.transport.connection import Connection, Msg
@@ -109,7 +110,8 @@ class Calls:
             if call.reply:
                 # Others stand behind: their answers may leave with this one.
                 more = len(self._open) >= self._limits.parallel
-                way.connection.publish_soon(call.reply, payload, headers=headers, patient=more)
+                sent = without_orders(headers)
+                way.connection.publish_soon(call.reply, payload, headers=sent, patient=more)
         except UsageError as error:  # what the function answered cannot be a message
             self.fail(call, _unsendable(error, way.connection))
         except UnreachableError as error:  # nobody to answer to

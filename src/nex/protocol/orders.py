@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 __all__ = ["is_order", "without_orders"]
@@ -14,7 +15,7 @@ def is_order(name: str) -> bool:
     return name.lower().startswith(_ORDERS)
 
 
-def without_orders(headers: dict[str, str] | None) -> dict[str, str] | None:
+def without_orders(headers: Mapping[str, str] | None) -> Mapping[str, str] | None:
     """What of the headers of a stranger's message may be sent on."""
     if headers is None or not any(map(is_order, headers)):
         return headers

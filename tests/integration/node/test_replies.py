@@ -57,3 +57,18 @@ async def test_strangers_do_not_fill_the_log(driven: Driven, caplog: pytest.LogC
     assert {len(answer) for answer in answers} == {1}
     said = [record for record in caplog.records if getattr(record, "action", "") == "request_refused"]
     assert 0 < len(said) <= 80
+
+
+@pytest.mark.parametrize("leaf", [False, True])
+async def test_an_answer_cannot_order_the_server_about(start: Start, server: NatsServer, leaf: bool) -> None:
+    """Headers that would are left out, or the server would publish to wherever the function likes."""
+    orders = ("Nats-Trace-Dest", "nats-trace-only", "Nats-Schedule", "Nats-Request-Info")
+    named = ", ".join(f"'{order}': 'elsewhere'" for order in orders)
+    async with start(**{"leafnode.urls": [server.leaf_url]} if leaf else {}) as driven:
+        heard: list[Msg] = []
+        await driven.client.subscribe_direct("elsewhere", heard.append)
+        await driven.deploy(await driven.request(f"() => new Reply('x', {{ {named}, Mine: 'yes' }})".encode()))
+        answer = await driven.call("fn.echo")
+        assert (answer.data, answer.headers) == (b'"x"', {"Mine": "yes"})
+        await driven.client.flush()
+        assert heard == []

@@ -68,7 +68,7 @@ def failure(answer: Msg) -> tuple[str, str]:
             500, "headers are too large", id="many headers",
         ),
         pytest.param(
-            "return new Reply(new Uint8Array(1_030_000), {X: 'x'.repeat(6e4)})", 500, "larger than", id="reply and headers"
+            "return new Reply(new Uint8Array(1_030_000), {X: 'x'.repeat(6e4)})", 500, "larger than", id="both are large"
         ),
         pytest.param("return new Reply('', {'X\\r\\nY': 'x'})", 500, "cannot be sent", id="a header that is two"),
         pytest.param("throw new Error('x'.repeat(1e6) + '\\r\\nX: y')", 500, "xxx", id="an error of a megabyte"),
