@@ -12,7 +12,13 @@ from pathlib import Path
 import click
 import pytest
 
+from nex.agent import output
 from nex.cli.root import cli
+from nex.hostservices.keyvalue import KeyValueOptions
+from nex.hostservices.router import Bounds
+from nex.node import limits as node_limits
+from nex.protocol.subjects import MAX_TRIGGERS
+from nex.providers import pooled
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(
@@ -71,6 +77,30 @@ def test_the_picture_of_the_rooms_is_true() -> None:
     rooms = {f"{path.parent.name}/" for path in (ROOT / "src" / "nex").glob("*/__init__.py")}
     files = {path.name for path in (ROOT / "src" / "nex").glob("*.py")} - {"__init__.py", "__main__.py"}
     assert drawn == rooms | files
+
+
+def test_the_bounds_of_functions_are_those_of_the_code() -> None:
+    page = (ROOT / "docs" / "howto" / "functions.md").read_text()
+    kib = 1024
+    for told in (
+        f"`max_payload` less {node_limits._HEADROOM_BYTES // kib} KiB",
+        f"{pooled._HEADERS_BYTES // kib} KiB of headers",
+        f"{output._LINES_PER_S} lines and {output._BYTES_PER_S // kib**2} MiB a second",
+        f"all of them, {_number('frames.js', 'MOST')} at a time",
+        f"{_number('worker.js', 'LOG_CHARS') // kib} KiB an entry",
+        f"{Bounds().calls} under way",
+        f"{Bounds().streams} streams, {KeyValueOptions().watches} watches",
+        f"{MAX_TRIGGERS} subjects",
+    ):
+        assert told in page, told
+
+
+def _number(source: str, name: str) -> int:
+    """A constant of a worker in JavaScript."""
+    text = (ROOT / "src" / "nex" / "providers" / "javascript" / source).read_text()
+    found = re.search(rf"^const {name} = (\d+);", text, re.MULTILINE)
+    assert found, name
+    return int(found[1])
 
 
 def test_dependencies_are_explained() -> None:

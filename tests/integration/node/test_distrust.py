@@ -225,6 +225,19 @@ async def test_an_agent_cannot_have_the_node_speak_to_another(plane: Plane, tmp_
         assert tenant.exits == []
 
 
+async def test_an_agent_cannot_have_the_server_speak_to_another(plane: Plane) -> None:
+    """The server reports the way of a message to where its header says, if its sender might publish there."""
+    async with agent(plane, "m1") as (_, rogue), agent(plane, "m2") as (_, victim):
+        heard: list[str] = []
+        await victim.subscribe_direct("agent.m2.>", lambda msg: heard.append(msg.subject))
+        for dest in ("agent.m2.stop", "host.m2.exit", "$SYS.REQ.SERVER.PING"):
+            await rogue.publish("host.m1.log", b"{", headers={"Nats-Trace-Dest": dest})
+        await rogue.request("host.m1.ready", READY.encode())
+        await victim.request("host.m2.ready", READY.encode())
+
+        assert heard == []
+
+
 async def test_a_flood_of_garbage_does_not_fill_the_nodes_log(plane: Plane, caplog: pytest.LogCaptureFixture) -> None:
     async with agent(plane, "m1") as (_, connection):
         for _ in range(500):
