@@ -191,7 +191,7 @@ TRUSTING = HostServices(allow_connections=("elsewhere:4222",))
 )
 def test_another_system_is_used_where_the_node_allows_it(asked: dict[str, Any], name: str) -> None:
     refused = refusal(request(**asked))
-    assert refused.startswith(f"{name} is at elsewhere:4222, to which this node makes no connections")
+    assert refused.startswith(f"{name} is at elsewhere:4222, to which this node does not connect")
     assert "allow_connections" in refused
     taken = check(request(**asked), rules=rules(host_services=TRUSTING))
     assert ELSEWHERE in (taken.connections.host_services, taken.connections.triggers)
