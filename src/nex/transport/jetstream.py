@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import json
+import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
+
+import msgspec
 
 from nex.errors import MessageError, NexError, RefusedError, UnreachableError
 from nex.transport.connection import Connection
@@ -22,6 +23,8 @@ _WRONG_SEQUENCE = (10071, 10164)
 _UNAVAILABLE = (10008, 10039, 10076)
 _FULL = ("maximum bytes", "maximum messages", "resource limits exceeded", "insufficient")
 _API_TIMEOUT_S = 5.0
+_UNDECODABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+_INDIRECT_S: Final = 60.0  # how long a stream that allows no direct reads is not asked again whether it does
 
 
 class JetStreamError(RefusedError):
@@ -84,6 +87,7 @@ class JetStream:
     def __init__(self, connection: Connection, domain: str = "") -> None:
         self._connection = connection
         self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
+        self._indirect: dict[str, float] = {}  # streams that allow no direct reads, and until when that is believed
 
     async def call(self, verb: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Ask one thing of the API, such as ``STREAM.INFO.name``.
@@ -93,14 +97,16 @@ class JetStream:
             UnreachableError: there is no JetStream.
             DeadlineError: no answer in time.
         """
-        payload = json.dumps(body).encode() if body is not None else b""
+        return _decode(await self._ask(verb, body))
+
+    async def _ask(self, verb: str, body: Mapping[str, Any] | None) -> Msg:
+        payload = msgspec.json.encode(body) if body is not None else b""
         try:
-            answer = await self._connection.request(f"{self.prefix}.{verb}", payload, timeout_s=_API_TIMEOUT_S)
+            return await self._connection.request(f"{self.prefix}.{verb}", payload, timeout_s=_API_TIMEOUT_S)
         except UnreachableError as error:
             if self._connection.is_connected:
                 raise UnreachableError(f"no JetStream at {self._connection.url} ({self.prefix})") from error
             raise
-        return _decode(answer)
 
     async def last(self, stream: str, subject: str) -> Stored:
         """The newest message on ``subject``: one request, answered by any server that has it.
@@ -127,15 +133,23 @@ class JetStream:
         await self.call(f"STREAM.PURGE.{stream}", {"filter": subject} | ({"seq": before} if before else {}))
 
     async def _get(self, stream: str, tail: str, question: Mapping[str, Any]) -> Stored:
-        payload = b"" if tail else json.dumps(question).encode()
-        subject = f"{self.prefix}.DIRECT.GET.{stream}{tail}"
+        now = asyncio.get_running_loop().time()
+        if self._indirect.get(stream, now) <= now:
+            payload = b"" if tail else msgspec.json.encode(question)
+            subject = f"{self.prefix}.DIRECT.GET.{stream}{tail}"
+            try:
+                return _stored(await self._connection.request(subject, payload, timeout_s=_API_TIMEOUT_S))
+            except UnreachableError:
+                if not self._connection.is_connected:
+                    raise
+            # The stream does not allow it, or is not there.
+            self._indirect[stream] = now + _INDIRECT_S
         try:
-            return _stored(await self._connection.request(subject, payload, timeout_s=_API_TIMEOUT_S))
-        except UnreachableError:
-            if not self._connection.is_connected:
-                raise
-        # The stream does not allow it, or is not there.
-        return _decode_stored(await self.call(f"STREAM.MSG.GET.{stream}", question))
+            return _decode_stored(await self._ask(f"STREAM.MSG.GET.{stream}", question))
+        except JetStreamError as error:
+            if error.is_stream_missing:
+                self._indirect.pop(stream, None)
+            raise
 
 
 def check_ack(answer: Msg) -> int:
@@ -162,20 +176,34 @@ def _stored(answer: Msg) -> Stored:
     raise MessageError(f"JetStream answered something that is no message (status {answer.status or 'none'})")
 
 
-def _decode_stored(answer: Mapping[str, Any]) -> Stored:
+class _Kept(msgspec.Struct):
+    subject: str
+    seq: int
+    time: str
+    data: bytes = b""  # base64, as are the headers
+    hdrs: bytes = b""
+
+
+class _Found(msgspec.Struct):
+    message: _Kept
+
+
+_decode_found = msgspec.json.Decoder(_Found).decode
+
+
+def _decode_stored(answer: Msg) -> Stored:
     try:
-        message = answer["message"]
-        headers = decode_headers(base64.b64decode(message.get("hdrs") or "")) or {}
-        data = base64.b64decode(message.get("data") or "")
-        return Stored(str(message["subject"]), data, headers, int(message["seq"]), str(message["time"]))
-    except (KeyError, TypeError, AttributeError, ValueError):
+        kept = _decode_found(answer.data).message
+    except _UNDECODABLE:
+        _decode(answer)  # says what it is
         raise MessageError("JetStream answered something that is no message") from None
+    return Stored(kept.subject, kept.data, decode_headers(kept.hdrs) or {}, kept.seq, kept.time)
 
 
 def _decode(answer: Msg) -> dict[str, Any]:
     try:
-        body = json.loads(answer.data)
-    except (ValueError, RecursionError):
+        body = msgspec.json.decode(answer.data)
+    except _UNDECODABLE:
         raise MessageError(f"JetStream answered no JSON (status {answer.status or 'none'})") from None
     if not isinstance(body, dict):
         raise MessageError("JetStream answered no JSON object")

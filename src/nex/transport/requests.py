@@ -33,8 +33,30 @@ class Lull:
 
 
 @dataclass(slots=True)
-class _Question:
-    """One request that waits: ``take`` gets each answer, ``fail`` ends it early."""
+class _One:
+    """A request that waits for one answer."""
+
+    subject: str
+    answer: asyncio.Future[Msg]
+
+    def take(self, msg: Msg) -> None:
+        """The answer."""
+        if not self.answer.done():
+            self.answer.set_result(msg)
+
+    def fail(self, error: Exception) -> None:
+        """There will be none."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+    def give_up(self, waited_s: float) -> None:
+        """There was none in time."""
+        self.fail(DeadlineError(f"whoever listens on {self.subject}", waited_s))
+
+
+@dataclass(slots=True)
+class _OneOfMany:
+    """A request of several: ``take`` gets each answer, ``fail`` ends it early."""
 
     subject: str
     take: Callable[[Msg], None]
@@ -48,29 +70,22 @@ class Requests:
         self._wire = wire
         self._inbox = f"{inbox_prefix}.{secrets.token_hex(11)}."
         self._numbers = itertools.count()
-        self._questions: dict[str, _Question] = {}
+        self._questions: dict[str, _One | _OneOfMany] = {}
         self._listens = False
 
     async def ask(self, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float) -> Msg:
         """Send and wait for one answer; errors as `Connection.request` has them."""
-        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-
-        def take(msg: Msg) -> None:
-            if not answer.done():
-                answer.set_result(msg)
-
-        def fail(error: Exception) -> None:
-            if not answer.done():
-                answer.set_exception(error)
-
-        token = self._open(_Question(subject, take, fail))
+        loop = asyncio.get_running_loop()
+        one = _One(subject, loop.create_future())
+        token = self._open(one)
+        timer = None
         try:
             self._wire.send(subject, payload, self._inbox + token, headers)
-            async with asyncio.timeout(timeout_s):
-                msg = await answer
-        except TimeoutError:
-            raise DeadlineError(f"whoever listens on {subject}", timeout_s) from None
+            timer = loop.call_later(timeout_s, one.give_up, timeout_s)
+            msg = await one.answer
         finally:
+            if timer is not None:
+                timer.cancel()
             del self._questions[token]
         if msg.status == _NO_RESPONDERS and not msg.data:
             raise UnreachableError(f"nobody listens on {subject}")
@@ -89,7 +104,7 @@ class Requests:
         """Send all questions, subject and payload, and gather the answers to each; see `Connection.collect_all`."""
         gathering = _Gathering(len(questions), lull=lull, most=most, most_bytes=most_bytes)
         tokens = [
-            self._open(_Question(subject, partial(gathering.take, number), gathering.fail))
+            self._open(_OneOfMany(subject, partial(gathering.take, number), gathering.fail))
             for number, (subject, _) in enumerate(questions)
         ]
         try:
@@ -120,7 +135,7 @@ class Requests:
         for question in tuple(self._questions.values()):
             question.fail(UnreachableError("the connection was closed"))
 
-    def _open(self, question: _Question) -> str:
+    def _open(self, question: _One | _OneOfMany) -> str:
         if not self._listens:
             self._wire.attach(f"{self._inbox}*", "", self._hear)
             self._listens = True

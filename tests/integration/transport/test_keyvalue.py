@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import nats
 import pytest
@@ -114,6 +115,41 @@ async def test_a_stream_without_direct_gets_is_read_all_the_same(connection: Con
         with pytest.raises(NotFoundError) as caught:
             await store.get("old", key, revision)
         assert caught.value.kind == "key"
+
+
+class _Counted(Connection):
+    """Knows what was asked."""
+
+    asked: list[str]
+
+    async def request(self, subject: str, *arguments: Any, **named: Any) -> Msg:
+        self.asked.append(subject)
+        return await super().request(subject, *arguments, **named)
+
+
+async def test_a_stream_without_direct_gets_is_asked_for_one_only_once(connection: Connection) -> None:
+    config = {"name": "KV_old", "subjects": ["$KV.old.>"], "allow_direct": False}
+    await JetStream(connection).call("STREAM.CREATE.KV_old", config)
+    counted = await _Counted.open(ConnectOptions(servers=(connection.url,)))
+    assert isinstance(counted, _Counted)
+    counted.asked = []
+    async with counted:
+        store = KeyValue(counted)
+        revision = await store.put("old", "a", b"1")
+        for wanted in (0, 0, revision):
+            assert (await store.get("old", "a", wanted)).value == b"1"
+        slow = "$JS.API.STREAM.MSG.GET.KV_old"
+        assert counted.asked[1:] == ["$JS.API.DIRECT.GET.KV_old.$KV.old.a", slow, slow, slow]
+        # Another stream of that name may allow it.
+        await JetStream(connection).call("STREAM.DELETE.KV_old")
+        with pytest.raises(NotFoundError) as caught:
+            await store.get("old", "a")
+        assert caught.value.kind == "bucket"
+        await store.ensure_bucket("old")
+        await store.put("old", "a", b"2")
+        counted.asked.clear()
+        assert (await store.get("old", "a")).value == b"2"
+        assert counted.asked == ["$JS.API.DIRECT.GET.KV_old.$KV.old.a"]
 
 
 async def test_two_who_make_a_bucket_at_once_both_have_it(connection: Connection) -> None:
