@@ -108,6 +108,20 @@ class JetStream:
                 raise UnreachableError(f"no JetStream at {self._connection.url} ({self.prefix})") from error
             raise
 
+    async def ensure_stream(self, config: Mapping[str, Any]) -> None:
+        """Make a stream if there is none of that name; one that is there is left as it is. Raises as `call`."""
+        name = config["name"]
+        try:
+            await self.call(f"STREAM.INFO.{name}")
+        except JetStreamError as error:
+            if not error.is_stream_missing:
+                raise
+            try:
+                await self.call(f"STREAM.CREATE.{name}", config)
+            except JetStreamError as refused:
+                if not refused.is_name_taken:  # somebody else was faster
+                    raise
+
     async def last(self, stream: str, subject: str) -> Stored:
         """The newest message on ``subject``: one request, answered by any server that has it.
 

@@ -85,9 +85,8 @@ class KeyValue:
             max_bytes: how much it may hold; -1 is no limit.
             ttl_s: how long it keeps values; 0 is for ever.
         """
-        stream = _stream(bucket)
         config = {
-            "name": stream,
+            "name": _stream(bucket),
             "description": description,
             "subjects": [f"$KV.{bucket}.>"],
             "retention": "limits",
@@ -104,16 +103,7 @@ class KeyValue:
             "allow_msg_ttl": True,
             "subject_delete_marker_ttl": (_MARKERS_S if history == 1 else 1) * _NS,
         }
-        try:
-            await self._api.call(f"STREAM.INFO.{stream}")
-        except JetStreamError as error:
-            if not error.is_stream_missing:
-                raise
-            try:
-                await self._api.call(f"STREAM.CREATE.{stream}", config)
-            except JetStreamError as refused:
-                if not refused.is_name_taken:  # somebody else was faster
-                    raise
+        await self._api.ensure_stream(config)
 
     async def get(self, bucket: str, key: str, revision: int = 0) -> Entry:
         """The latest value of a key, or that of one revision: one request.

@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from nex.errors import MessageError
+from nex.protocol.subjects import is_token
 
 __all__ = ["CHUNK_BYTES", "ObjectInfo", "now", "parse_info"]
 
@@ -82,12 +83,15 @@ def parse_info(bucket: str, key: str, raw: bytes, stored: str) -> tuple[ObjectIn
         size, chunks = int(body.get("size", 0)), int(body.get("chunks", 0))
         if size < 0 or chunks < 0:
             raise ValueError("below zero")  # noqa: TRY301 - as any other damage
+        nuid = str(body.get("nuid", ""))
+        if nuid and not is_token(nuid):
+            raise ValueError("pieces of more than this object")  # noqa: TRY301
         info = ObjectInfo(
             bucket=bucket,
             key=key or str(body["name"]),
             size=size,
             digest_hex=_digest_hex(str(body.get("digest", ""))),
-            nuid=str(body.get("nuid", "")),
+            nuid=nuid,
             chunks=chunks,
             modified=_time(str(body.get("mtime") or "")) or stored,
             link=(str(link["bucket"]), str(link["name"])) if link else None,

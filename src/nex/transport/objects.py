@@ -60,9 +60,8 @@ class ObjectStore:
             UnreachableError: there is no JetStream.
             RefusedError: JetStream does not make it.
         """
-        stream = _stream(bucket)
         config = {
-            "name": stream,
+            "name": _stream(bucket),
             "description": description,
             "subjects": [f"$O.{bucket}.C.>", f"$O.{bucket}.M.>"],
             "retention": "limits",
@@ -74,16 +73,7 @@ class ObjectStore:
             "allow_rollup_hdrs": True,
             "allow_direct": True,
         }
-        try:
-            await self._api.call(f"STREAM.INFO.{stream}")
-        except JetStreamError as error:
-            if not error.is_stream_missing:
-                raise
-            try:
-                await self._api.call(f"STREAM.CREATE.{stream}", config)
-            except JetStreamError as refused:
-                if not refused.is_name_taken:  # somebody else was faster
-                    raise
+        await self._api.ensure_stream(config)
 
     async def info(self, bucket: str, key: str) -> ObjectInfo:
         """Look an object up.

@@ -391,3 +391,18 @@ async def test_a_listing_is_by_name_and_hides_what_is_deleted_or_damaged(
     assert [info.key for info in (await store.list("B", after="b"))[0]] == ["c"]
     with pytest.raises(NotFoundError, match="no such bucket"):
         await store.list("None")
+
+
+@pytest.mark.parametrize("nuid", [">", "*", "other.>", "a b"])
+async def test_a_description_that_means_other_pieces_costs_no_other_object(
+    store: ObjectStore, connection: Connection, tmp_path: Path, nuid: str
+) -> None:
+    path, content = _file(tmp_path, 1000)
+    await store.put("B", "k", path)
+    await store.put("B", "other", path)
+    await _describe(connection, nuid=nuid)
+    with pytest.raises(MessageError):
+        await store.info("B", "k")
+    await store.put("B", "k", path)
+    await store.get("B", "other", tmp_path / "got")
+    assert (tmp_path / "got").read_bytes() == content
