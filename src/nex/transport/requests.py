@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import math
 import secrets
 import time
@@ -18,6 +17,7 @@ from nex.transport.wire import Wire
 __all__ = ["Lull", "Requests"]
 
 _NO_RESPONDERS = "503"
+_TOKEN_BYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,6 @@ class Requests:
     def __init__(self, wire: Wire, inbox_prefix: str) -> None:
         self._wire = wire
         self._inbox = f"{inbox_prefix}.{secrets.token_hex(11)}."
-        self._numbers = itertools.count()
         self._questions: dict[str, _One | _OneOfMany] = {}
         self._listens = False
 
@@ -139,7 +138,7 @@ class Requests:
         if not self._listens:
             self._wire.attach(f"{self._inbox}*", "", self._hear)
             self._listens = True
-        token = str(next(self._numbers))
+        token = secrets.token_hex(_TOKEN_BYTES)  # whoever is asked one thing must not know where other answers go
         self._questions[token] = question
         return token
 

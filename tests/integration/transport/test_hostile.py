@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from nex.transport.connection import Connection, Msg
+from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
 
 
@@ -52,3 +53,23 @@ async def test_messages_in_any_split_are_read(connection: Connection, server: Na
         msg = await heard.get()
         assert len(msg.data) == size
         assert msg.headers == ({"N": str(size)} if size % 2 else None)
+
+
+async def test_who_is_asked_one_thing_cannot_answer_another(connection: Connection, server: NatsServer) -> None:
+    async with await Connection.open(ConnectOptions(servers=(server.client_url,))) as other:
+        replies: asyncio.Queue[str] = asyncio.Queue()
+        await other.subscribe_direct("rogue", lambda msg: replies.put_nowait(msg.reply))
+        await other.subscribe_direct("honest", lambda msg: replies.put_nowait(msg.reply))
+        async with asyncio.TaskGroup() as group:
+            asking = group.create_task(connection.request("rogue"))
+            known = await replies.get()
+            trusting = group.create_task(connection.request("honest"))
+            right = await replies.get()
+            inbox, _, token = known.rpartition(".")
+            for number in (*range(100), *(int(token, 16) + step for step in range(1, 50))):
+                for guess in (f"{number}", f"{number:x}"):
+                    await other.publish(f"{inbox}.{guess}", b"forged")
+            await other.publish(known, b"forged")
+            await other.publish(right, b"true")
+        assert asking.result().data == b"forged"
+        assert trusting.result().data == b"true"
