@@ -154,7 +154,7 @@ class Call:
             self._acknowledge(msg, _GONE)
             return
         self._bytes += len(msg.data)
-        if self._bytes > _WAITING_BYTES or len(self._come) >= _WAITING_MESSAGES:
+        if self._come and (self._bytes > _WAITING_BYTES or len(self._come) >= _WAITING_MESSAGES):
             self._acknowledge(msg, _GONE)
             self.fail("messages come faster than the client takes them; wait for the acknowledgement of each")
         else:

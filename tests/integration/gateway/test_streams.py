@@ -92,6 +92,22 @@ async def test_a_stream_that_breaks_is_cut_off(
             await response.read()
 
 
+async def test_one_message_may_be_larger_than_what_else_may_wait(
+    start: Start, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calls, "_WAITING_BYTES", 1000)
+    running = await start(streams=("GET /a=a",))
+    asked = await _asked(service, "a")
+    async with asyncio.TaskGroup() as group:
+        getting = group.create_task(running.http.get("/a"))
+        msg = await asked.get()
+        for number in (b"1", b"2"):
+            await service.connection.request(msg.reply, number * 5000, headers=STREAM)
+        await service.connection.publish(msg.reply, b"")
+    async with getting.result() as response:
+        assert await response.read() == b"1" * 5000 + b"2" * 5000
+
+
 async def test_acknowledgements_hold_a_service_back_and_tell_it_that_the_client_has_gone(
     start: Start, service: Service
 ) -> None:
