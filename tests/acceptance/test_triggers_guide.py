@@ -32,7 +32,7 @@ async def test_the_examples_do_what_the_guide_says(
     nex: Nex, node: Running, connection: Connection, tmp_path: Path
 ) -> None:
     api, buckets, objects = JetStream(connection), KeyValue(connection), ObjectStore(connection)
-    await api.call("STREAM.CREATE.ORDERS", {"name": "ORDERS", "subjects": ["orders.>"]})
+    await api.call("STREAM.CREATE.ORDERS", {"name": "ORDERS", "subjects": ["orders.new", "orders.paid"]})
     await api.call("STREAM.CREATE.FAILED", {"name": "FAILED", "subjects": ["failed.>"]})
     await buckets.ensure_bucket("SHOP", history=5)
     await objects.ensure_bucket("FILES")
