@@ -37,7 +37,7 @@ class HostCalls:
         try:
             timeout_s = _decode_timed(head).timeout_ms / 1000 + _PATIENCE_S
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return refusal("invalid", f"no host call: {error}"), b""
+            return refusal("invalid", f"the arguments of the call are wrong: {error}"), b""
         try:
             answer = await self._connection.request(self._subject, pack(head, body), timeout_s=timeout_s)
             return unpack(answer.data)

@@ -72,7 +72,7 @@ class Order:
         """
         is_function = self.type in FUNCTION_TYPES
         if not is_function and (self.trigger_subjects or self.triggers):
-            raise UsageError("a service runs by itself and takes no trigger subjects")
+            raise UsageError("a service runs by itself and takes no triggers", hint="only functions are called")
         if is_function and self.essential:
             raise UsageError("only a service can be essential: a function runs when it is called")
         for subject in self.trigger_subjects:

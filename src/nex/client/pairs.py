@@ -34,10 +34,10 @@ def parse_environment(pairs: Iterable[str]) -> dict[str, str]:
 
 
 def parse_bindings(texts: Iterable[str]) -> dict[str, str]:
-    """Buckets by ``kind:name``, each from ``KIND:NAME=BUCKET``; of equal names the last wins.
+    """Buckets by ``kind:name``, each from ``KIND:NAME=BUCKET``.
 
     Raises:
-        UsageError: one is no such text.
+        UsageError: one is no such text, or a name is bound to two buckets.
     """
     bindings: dict[str, str] = {}
     for text in texts:
@@ -47,5 +47,6 @@ def parse_bindings(texts: Iterable[str]) -> dict[str, str]:
                 f"{text!r} is no binding",
                 hint="give KIND:NAME=BUCKET, as in kv:orders=ORDERS; KIND is kv or objectstore",
             )
-        bindings[match[1]] = match[2]
+        if bindings.setdefault(match[1], match[2]) != match[2]:
+            raise UsageError(f"{match[1]} is bound twice, to {bindings[match[1]]} and to {match[2]}")
     return bindings

@@ -304,7 +304,7 @@ def read_call(head: bytes) -> Call:
     try:
         return _decode_call(head)  # type: ignore[no-any-return]
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise MessageError(f"no host call: {error}") from error
+        raise MessageError(f"the arguments of the call are wrong: {error}") from error
 
 
 def refusal(name: ErrorName, message: str) -> bytes:

@@ -224,9 +224,12 @@ async def test_errors_in_timers_are_logged(run: Runner) -> None:
         ("export default 42", "must `export default` a function"),
         ("throw new RangeError('at once')", "RangeError: at once"),
         ("export default x; var x = nowhere()", "ReferenceError: nowhere is not defined"),
-        ("import 'https://example.com/x.js'; export default () => 1", "import access .* functions do not have"),
-        ("import './x.js'; export default () => 1", "x.js|URL"),
-        ("import x from 'npm:left-pad'; export default () => x()", "npm"),
+        ("import 'https://example.com/x.js'; export default () => 1", "no module example.com.* here: .* one file"),
+        ("import x from 'https://esm.sh/lodash'; export default () => x", "no module https://esm.sh/lodash here"),
+        ("import './x.js'; export default () => 1", r"no module \./x.js here: .* one file"),
+        ("import lodash from 'lodash'; export default () => lodash", "no module lodash here: .* one file"),
+        ("import x from 'npm:left-pad'; export default () => x()", "no module of npm here: .* one file"),
+        ("import { nope } from 'nex'; export default () => nope()", "'nex' does not provide an export named 'nope'"),
     ],
 )
 async def test_what_does_not_load_says_why(tmp_path: Path, source: str, text: str) -> None:

@@ -34,7 +34,7 @@ def test_a_function_without_triggers_is_called_at_its_name() -> None:
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [
-        (order("native", trigger_subjects=("a",)), "takes no trigger subjects"),
+        (order("native", trigger_subjects=("a",)), "takes no triggers"),
         (order("wasm", essential=True), "only a service can be essential"),
         (order(trigger_subjects=("a b",)), "'a b' is no subject"),
         (order(trigger_subjects=("a.>.b",)), "is no subject"),

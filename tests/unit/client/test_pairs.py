@@ -35,3 +35,9 @@ def test_bindings_are_read_by_kind_and_name() -> None:
 def test_what_is_no_binding_is_told(text: str) -> None:
     with pytest.raises(UsageError, match="KIND:NAME=BUCKET"):
         parse_bindings((text,))
+
+
+def test_a_name_is_bound_to_one_bucket() -> None:
+    assert parse_bindings(("kv:a=B", "kv:a=B")) == {"kv:a": "B"}
+    with pytest.raises(UsageError, match="kv:a is bound twice, to B and to C"):
+        parse_bindings(("kv:a=B", "kv:a=C"))

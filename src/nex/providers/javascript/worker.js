@@ -138,15 +138,22 @@ async function stripTypes(source, name) {
   }
 }
 
+/** What Deno says of an import that is not in its map, on the web, or of npm. */
+const FOREIGN = /^(?:Import|A remote specifier was requested:|Requires import access to) "([^"]+)"|^npm specifiers/;
+
 const isParseError = (error) => error instanceof TypeError && error.message.startsWith('SyntaxError: ') || error instanceof SyntaxError;
 
 async function loadModule(source, name) {
   let module;
   try {
-    module = await importAs('text/javascript', source, name);
+    module = await importAs('text/javascript', source, name).catch((error) => {
+      if (!isParseError(error)) throw error;
+      return importAs('application/typescript', source, name);
+    });
   } catch (error) {
-    if (!isParseError(error)) throw error;
-    module = await importAs('application/typescript', source, name);
+    const foreign = FOREIGN.exec(error?.message);
+    if (!foreign) throw error;
+    throw new Unfit(`there is no module ${foreign[1] ?? 'of npm'} here: a function is one file and imports "nex" alone; bundle the rest`);
   }
   if (typeof module.default !== 'function') throw new Unfit('a module must `export default` a function');
   return module.default;
