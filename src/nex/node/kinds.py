@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from nex.errors import UsageError
+from nex.errors import RefusedError, UsageError
 from nex.hostservices.registry import read_options
+from nex.node.grants import check_bindings
 from nex.protocol.base import Message
 from nex.protocol.location import Location
 from nex.protocol.subjects import is_pattern, is_token, is_workload_name
@@ -222,6 +223,7 @@ class AutostartEntry(Message, frozen=True, forbid_unknown_fields=True, kw_only=T
     environment: dict[str, str] = msgspec.field(default_factory=dict)
     trigger_subjects: tuple[str, ...] = ()
     triggers: tuple[Trigger, ...] = ()
+    bindings: dict[str, str] = msgspec.field(default_factory=dict)
     timeout_ms: int | None = None
     memory_mib: int | None = None
     parallel: int | None = None
@@ -266,7 +268,8 @@ def _check_entry(index: int, entry: AutostartEntry) -> None:
         raise ValueError(f"entry {index}: no subject to subscribe to: {bad[0]!r}")
     try:
         check_triggers(entry.triggers)
-    except UsageError as error:
+        check_bindings(entry.bindings, entry.namespace, None, {})
+    except (UsageError, RefusedError) as error:
         raise ValueError(f"entry {index}: {error}") from None
 
 

@@ -221,6 +221,7 @@ class Workloads:
             sender_public_key=xkey.public,
             trigger_subjects=entry.trigger_subjects,
             triggers=entry.triggers,
+            bindings=entry.bindings,
             timeout_ms=entry.timeout_ms or 0,
             memory_mib=entry.memory_mib or 0,
             parallel=entry.parallel or 0,

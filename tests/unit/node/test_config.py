@@ -213,6 +213,10 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
         ),
         (
             "autostart",
+            {"workloads": [{"name": "x", "type": "v8", "location": "nats://B/K", "bindings": {"queue:a": "B"}}]},
+        ),
+        (
+            "autostart",
             {"workloads": [{"name": "x", "type": "v8", "location": "nats://B/K", "triggers": [{"type": "schedule"}]}]},
         ),
     ],
