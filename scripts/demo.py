@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,16 +28,17 @@ PAYLOAD = b"hello from the demo"
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One file to deploy, where to call it, and which answer is right."""
+    """One file to deploy, where to call it (nowhere: the clock does), and which answer or log line is right."""
 
     title: str
     arguments: tuple[str, ...]
-    subject: str
-    right: Callable[[Msg], bool]
+    subject: str = ""
+    right: Callable[[Msg], bool] = lambda _: True
+    logs: str = ""
 
 
 def steps(server: str) -> list[Step]:
-    """A native service, a script, a module in TypeScript, and WebAssembly."""
+    """A native service, a script, a module in TypeScript, WebAssembly, one with a memory, one that the clock calls."""
     subject = "demo.wasm"
     return [
         Step(
@@ -62,6 +64,17 @@ def steps(server: str) -> list[Step]:
             ("build/examples/echo.wasm", "--trigger-subject", subject),
             subject,
             lambda answer: answer.data == PAYLOAD + subject.encode(),
+        ),
+        Step(
+            "a function that counts its calls in a key-value bucket; this is the second one",
+            ("examples/counter.ts", "--trigger-subject", "count.*"),
+            "count.demo",
+            lambda answer: answer.data == b"2",
+        ),
+        Step(
+            "a function that the clock calls",
+            ("examples/triggers/tick.js", "--every", "1s"),
+            logs=r"it is \S+Z, says every:1000ms",
         ),
     ]
 
@@ -112,15 +125,14 @@ async def show(connection: Connection, server: str, step: Step) -> bool:
     """Deploy, call, print; whether the answer was right."""
     print(f"{step.title}\n$ nex devrun {shlex.join(step.arguments)}")
     began = time.perf_counter()
-    devrun = await asyncio.create_subprocess_exec(
-        NEX, "-s", server, "devrun", "--json", *step.arguments, stdout=PIPE, env=ENVIRONMENT, cwd=ROOT
-    )
-    output, _ = await devrun.communicate()
-    if devrun.returncode != 0:
-        print(f"devrun failed with exit code {devrun.returncode}\n", file=sys.stderr)
+    code, output = await nex(server, "devrun", *step.arguments)
+    if code != 0:
+        print(f"devrun failed with exit code {code}\n", file=sys.stderr)
         return False
     workload = json.loads(output)["workload"]
     print(f"workload {workload['id']} on node {workload['node_name']}, {(time.perf_counter() - began) * 1e3:.0f} ms")
+    if step.logs:
+        return await heard(server, str(workload["name"]), step.logs)
     await connection.request(step.subject, PAYLOAD, timeout_s=10)  # the first call warms the way
     began = time.perf_counter()
     answer = await connection.request(step.subject, PAYLOAD, timeout_s=10)
@@ -129,6 +141,26 @@ async def show(connection: Connection, server: str, step: Step) -> bool:
     print(f"$ nats request {step.subject} '{PAYLOAD.decode()}'")
     print(f"{answer.data.decode(errors='replace')}    [{took_ms:.2f} ms] {'right' if right else 'WRONG'}\n")
     return right
+
+
+async def heard(server: str, name: str, expected: str) -> bool:
+    """Print the next line of a workload's log; whether it is what was expected."""
+    command = ("logs", "--workload-name", name, "--level", "info", "--count", "1")
+    print(f"$ nex {shlex.join(command)}")
+    _, output = await nex(server, *command, "--for", "10s")
+    line = str(json.loads(output)["text"]) if output else ""
+    right = re.fullmatch(expected, line) is not None
+    print(f"{line or 'nothing in ten seconds'}    {'right' if right else 'WRONG'}\n")
+    return right
+
+
+async def nex(server: str, *arguments: str) -> tuple[int | None, bytes]:
+    """Carry out a command of nex; its exit code and what it prints, as JSON."""
+    process = await asyncio.create_subprocess_exec(
+        NEX, "-s", server, "--json", *arguments, stdout=PIPE, env=ENVIRONMENT, cwd=ROOT
+    )
+    output, _ = await process.communicate()
+    return process.returncode, output
 
 
 if __name__ == "__main__":

@@ -105,7 +105,10 @@ class JetStream:
             return await self._connection.request(f"{self.prefix}.{verb}", payload, timeout_s=_API_TIMEOUT_S)
         except UnreachableError as error:
             if self._connection.is_connected:
-                raise UnreachableError(f"no JetStream at {self._connection.url} ({self.prefix})") from error
+                raise UnreachableError(
+                    f"no JetStream at {self._connection.url} ({self.prefix}): its server runs without it "
+                    "(nats-server -js), or has it in another domain"
+                ) from error
             raise
 
     async def ensure_stream(self, config: Mapping[str, Any]) -> None:
