@@ -7,6 +7,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
+from msgspec import structs
+
 from nex.client.artifacts import Artifact
 from nex.errors import ArtifactError, MessageError, NotFoundError, RefusedError, UsageError
 from nex.protocol.control import Connections, DeployRequest
@@ -116,7 +118,8 @@ class Order:
     def _sealed_connections(self, node_xkey: str, signer: Signer) -> str:
         if self.connections == Connections():
             return ""
-        return seal_text(self.connections.encode(), signer.publisher, node_xkey)
+        connections = structs.replace(self.connections, issuer=signer.issuer.public)
+        return seal_text(connections.encode(), signer.publisher, node_xkey)
 
 
 def split_argv(text: str) -> tuple[str, ...]:

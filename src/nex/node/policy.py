@@ -122,6 +122,8 @@ def check_order(
     claims = _claims(request, now)
     if config.valid_issuers and claims.issuer not in (*config.valid_issuers, own_issuer):
         raise RefusedError(f"invalid workload issuer: {claims.issuer}")
+    if request.sealed_connections and connections.issuer != claims.issuer:
+        raise RefusedError("The connections of the deploy request were sealed for claims of another issuer")
     _check_target(request.target_node, rules.node_id, "deploy")
     if not _SHA256.fullmatch(claims.hash) and not config.allow_unverified_artifacts:
         raise RefusedError(
@@ -218,7 +220,9 @@ def _connections(request: DeployRequest, rules: Rules) -> Connections:
         except MessageError:  # whose text might quote what was sealed
             raise RefusedError("The sealed connections of the deploy request are damaged") from None
     clear = [one if one and one.nats_url else None for one in (request.host_services, request.trigger_connection)]
-    found = Connections(host_services=sealed.host_services or clear[0], triggers=sealed.triggers or clear[1])
+    found = Connections(
+        host_services=sealed.host_services or clear[0], triggers=sealed.triggers or clear[1], issuer=sealed.issuer
+    )
     allowed = rules.config.host_services.allow_connections
     for name, one in (("host_services", found.host_services), ("trigger_connection", found.triggers)):
         if one is not None:

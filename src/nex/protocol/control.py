@@ -189,10 +189,14 @@ class NatsConnection(ControlMessage, frozen=True, kw_only=True):
 
 
 class Connections(Message, frozen=True, kw_only=True):
-    """Where a workload's host services and its triggers are, if not on the node's own system. Sealed on its way."""
+    """Where a workload's host services and its triggers are, if not on the node's own system. Sealed on its way.
+
+    What is sealed holds the public key of the ``issuer`` whose claims it goes with: who overhears it cannot use it.
+    """
 
     host_services: NatsConnection | None = None
     triggers: NatsConnection | None = None
+    issuer: str = ""
 
 
 class DeployRequest(ControlMessage, frozen=True, kw_only=True):

@@ -96,7 +96,7 @@ _SIZE = struct.Struct("<I")
 
 Name = Annotated[str, Meta(min_length=1, max_length=1024)]
 Milliseconds = Annotated[int, Meta(ge=0, le=24 * 3600 * 1000)]
-Number = Annotated[int, Meta(ge=0)]
+Number = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class Call(Message, frozen=True, kw_only=True, tag_field="method", forbid_unknown_fields=True):

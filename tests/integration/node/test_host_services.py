@@ -66,7 +66,8 @@ async def test_a_workload_reaches_the_system_that_its_deploy_has_named(start: St
         await other.subscribe_direct("ask.me", lambda msg: other.publish_soon(msg.reply, b"from elsewhere"))
         named = NatsConnection(nats_url=elsewhere.client_url)
         plain = await driven.request(ASKS, trigger_subjects=("fn.there",))
-        sealed = seal_text(Connections(host_services=named, triggers=named).encode(), driven.sender, driven.face.xkey)
+        connections = Connections(host_services=named, triggers=named, issuer=driven.issuer.public)
+        sealed = seal_text(connections.encode(), driven.sender, driven.face.xkey)
         await driven.deploy(msgspec.structs.replace(plain, sealed_connections=sealed))
         assert (await other.request("fn.there", b"ask.me", timeout_s=10)).data == b"from elsewhere"
 

@@ -2,10 +2,11 @@ import pytest
 
 from nex.client.bundle import Order, Signer, split_argv
 from nex.errors import UsageError
+from nex.protocol.control import Connections, NatsConnection
 from nex.protocol.location import Location
 from nex.security.claims import decode
 from nex.security.keys import SigningKey
-from nex.security.xkeys import CurveKey, open_environment
+from nex.security.xkeys import CurveKey, open_environment, open_text
 
 HERE = Location.of("NEXCLIFILES", "echojs")
 
@@ -23,6 +24,15 @@ def test_a_request_is_signed_over_the_digest_and_sealed_to_the_node() -> None:
     assert open_environment(request.environment, node, request.sender_public_key) == {"K": "s3cret"}
     assert (request.target_node, request.timeout_ms, request.trigger_subjects) == ("NODE", 250, ("echojs",))
     assert "s3cret" not in repr(order(environment={"K": "s3cret"}))
+
+
+def test_connections_are_sealed_for_the_issuer_of_the_claims() -> None:
+    signer, node = Signer(SigningKey.create("account"), CurveKey.create()), CurveKey.create()
+    named = Connections(triggers=NatsConnection(nats_url="nats://x", nats_user_seed="SU-SECRET"))
+    request = order(connections=named).checked().request("NODE", node.public, signer)
+    told = Connections.decode(open_text(request.sealed_connections, node, request.sender_public_key))
+    assert (told.triggers, told.issuer) == (named.triggers, decode(request.workload_jwt).issuer)
+    assert order().checked().request("NODE", node.public, signer).sealed_connections == ""
 
 
 def test_a_function_without_triggers_is_called_at_its_name() -> None:

@@ -177,7 +177,7 @@ def test_a_function_needs_a_trigger_and_each_only_once() -> None:
 
 
 ELSEWHERE = NatsConnection(nats_url="nats://elsewhere", nats_user_seed="SU-SECRET")
-SEALED = seal_text(Connections(triggers=ELSEWHERE).encode(), SENDER, NODE.public)
+SEALED = seal_text(Connections(triggers=ELSEWHERE, issuer=ISSUER.public).encode(), SENDER, NODE.public)
 TRUSTING = HostServices(allow_connections=("elsewhere:4222",))
 
 
@@ -202,6 +202,15 @@ def test_a_sealed_system_wins_over_one_in_the_clear() -> None:
     clear = NatsConnection(nats_url="nats://clear")
     both = request(sealed_connections=SEALED, trigger_connection=clear)
     assert check(both, rules=rules(host_services=TRUSTING)).connections.triggers == ELSEWHERE
+
+
+def test_connections_that_were_overheard_are_of_no_use() -> None:
+    stranger = sign_deploy(SigningKey.create("account"), name="echo", hash=HASH, now=NOW)
+    trusting = rules(host_services=TRUSTING)
+    refused = refusal(request(sealed_connections=SEALED, workload_jwt=stranger), rules=trusting)
+    assert "another issuer" in refused
+    for_nobody = seal_text(Connections(triggers=ELSEWHERE).encode(), SENDER, NODE.public)
+    assert "another issuer" in refusal(request(sealed_connections=for_nobody), rules=trusting)
 
 
 @pytest.mark.parametrize(
