@@ -184,7 +184,8 @@ class StoreService(HostService, Generic[S]):
             return await work(store, bucket)
         except NotFoundError as error:
             if error.kind == "bucket":
-                raise HostError("not_found", self._no_bucket(bucket, alias)) from error
+                # Not "not_found", which callers take for an empty place in a bucket that is there.
+                raise HostError("unavailable", self._no_bucket(bucket, alias)) from error
             raise host_error(error) from error
         except NexError as error:
             raise host_error(error) from error
