@@ -29,6 +29,7 @@ __all__ = ["WorkerPool"]
 _SHRINK_S = 10.0
 _AHEAD_S = 0.002
 _MOST_AHEAD = 8
+_MOST_AHEAD_ALONE = 32  # with a single worker, whom else could they wait for?
 _PACE_WEIGHT = 1 / 16
 _backlog = attrgetter("backlog")
 
@@ -64,7 +65,9 @@ class WorkerPool:
         self._workers: set[Worker] = set()
         self._idle: list[Worker] = []
         self._spare = 0
-        self._pace_s = _AHEAD_S
+        self.pace_s = _AHEAD_S
+        """How long one of the latest calls took."""
+        self._most_ahead = _MOST_AHEAD if limits.parallel > 1 else _MOST_AHEAD_ALONE
         self._waiting: deque[Job] = deque()
         self._shrinking: asyncio.TimerHandle | None = None
         self._drained: asyncio.Event | None = None
@@ -137,7 +140,7 @@ class WorkerPool:
     def on_answer(self, worker: Worker, took_s: float | None) -> None:
         """A worker has loaded the function, or answered a call in ``took_s`` seconds, and takes further calls."""
         if took_s is not None:
-            self._pace_s += (took_s - self._pace_s) * _PACE_WEIGHT
+            self.pace_s += (took_s - self.pace_s) * _PACE_WEIGHT
         self._feed(worker)
         if worker.backlog:
             return
@@ -167,7 +170,7 @@ class WorkerPool:
         waiting = self._waiting
         if not waiting:
             return
-        most = min(_MOST_AHEAD, int(_AHEAD_S / max(self._pace_s, 1e-6))) or 1
+        most = min(self._most_ahead, int(_AHEAD_S / max(self.pace_s, 1e-6))) or 1
         while waiting and worker.backlog < most:
             job = waiting.popleft()
             if not job.done.done():  # else its caller has given up

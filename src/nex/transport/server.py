@@ -77,6 +77,7 @@ class NatsServer:
         folder: Path,
         *,
         name: str = "nats",
+        cpus: int = 0,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         """Prepare it.
@@ -86,11 +87,13 @@ class NatsServer:
             folder: ours alone; made with mode 0700 if it is missing. The config file goes there with mode 0600, since
                 it may hold keys.
             name: of the config file.
+            cpus: how many it may use at once; 0 is all.
             on_log: hears each line of the server's log, without process id and time.
         """
         self._config = config
         self._folder = folder
         self._name = name
+        self._environment = {"HOME": str(folder), **({"GOMAXPROCS": str(cpus)} if cpus else {})}
         self._on_log = on_log
         self._child: Child | None = None
         self._reader: LineReader | None = None
@@ -165,7 +168,7 @@ class NatsServer:
         reading, writing = os.pipe()
         try:
             self._child = Child.spawn(
-                [find_binary(), *arguments], env={"HOME": str(self._folder)}, stdout=writing, stderr=writing
+                [find_binary(), *arguments], env=self._environment, stdout=writing, stderr=writing
             )
         except OSError as error:
             os.close(reading)
