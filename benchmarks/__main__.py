@@ -23,9 +23,10 @@ def table(rows: Sequence[dict[str, object]]) -> str:
     widths = [max(len(line[i]) for line in cells) for i in range(len(columns))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     for row in rows:
-        for value in (v for v in row.values() if isinstance(v, dict)):
+        for key, value in ((key, v) for key, v in row.items() if isinstance(v, dict)):
             label = " ".join(str(row[c]) for c in columns[:2])
-            lines.append(f"  {label}: " + ", ".join(f"{k} {v}" for k, v in value.items()))
+            sum_ = round(sum(value.values()), 1)
+            lines.append(f"  {label}, {key}: " + ", ".join(f"{k} {v}" for k, v in value.items()) + f"; sum {sum_}")
     return "\n".join(lines)
 
 
@@ -40,6 +41,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="of soak (10)")
     parser.add_argument("--restores", type=int, default=100, help="of machines (100)")
     parser.add_argument("--way", choices=["leaf", "bridge", "both"], default="both", help="how messages reach agents")
+    parser.add_argument("--svg", type=Path, help="draw here where the time of a call goes (invoke over a leaf node)")
     parser.add_argument("--json", type=Path, help="write everything here too")
     asked = parser.parse_args()
     if unknown := set(asked.what) - set(_WHAT):
@@ -51,6 +53,8 @@ def main() -> None:
             title = f"{what} ({way})" if what == "invoke" else what
             print(f"\n{title}\n{table(rows)}", flush=True)
             results[title] = rows
+            if asked.svg and what == "invoke" and way != "bridge":
+                asked.svg.write_text(invoke.chart(rows))
     if asked.json:
         asked.json.write_text(json.dumps(results, indent=2) + "\n")
 

@@ -1,4 +1,4 @@
-"""What processes cost, read from /proc: CPU seconds and proportional memory."""
+"""What processes cost, read from /proc: CPU seconds, wake-ups and proportional memory."""
 
 from __future__ import annotations
 
@@ -74,6 +74,18 @@ def cpu_s(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(fields[11]) + int(fields[12])) * _TICK_S
+
+
+def wake_ups(pid: int) -> int:
+    """How often a thread of one process has slept and was woken again, so far; of the threads that there are now."""
+    total = 0
+    for status in Path(f"/proc/{pid}/task").glob("*/status"):
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            continue
+        total += sum(int(line.split()[1]) for line in lines if line.startswith("voluntary_ctxt_switches:"))
+    return total
 
 
 def pss_mib(pid: int) -> float:
