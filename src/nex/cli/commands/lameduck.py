@@ -21,7 +21,10 @@ __all__ = ["lameduck"]
 @click.argument("node")
 @click.option("--force", is_flag=True, help="Stop what runs instead of waiting for its end.")
 def lameduck(node: str, force: bool) -> None:
-    """Have a node take no more workloads, finish those it has, and exit. There is no way back."""
+    """Have a node take no more workloads, and exit when none runs any more. There is no way back.
+
+    Services may end by themselves; functions run until they are stopped, here with --force.
+    """
     chosen = options()
     run(_lameduck(chosen, node, force=force))
 
