@@ -41,6 +41,8 @@ _new_store = _c("wasmtime_store_new", c_void_p, c_void_p, c_void_p, c_void_p)
 _delete_store = _c("wasmtime_store_delete", None, c_void_p)
 _context_of = _c("wasmtime_store_context", c_void_p, c_void_p)
 _limit_store = _c("wasmtime_store_limiter", None, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64)
+_new_wasi = _c("wasi_config_new", c_void_p)
+_set_wasi = _c("wasmtime_context_set_wasi", c_void_p, c_void_p, c_void_p)
 _instantiate = _c("wasmtime_instance_pre_instantiate", c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
 _export = _c("wasmtime_instance_export_get", ctypes.c_bool, c_void_p, c_void_p, ctypes.c_char_p, c_size_t, c_void_p)
 _call = _c("wasmtime_func_call_unchecked", c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)
@@ -168,6 +170,7 @@ class WasmProgram:
         _export(context, instance, b"memory", 6, memory.item_at)
         _export(context, instance, b"_start", 6, self._start_item.item_at)
         self._has_memory = self._is_instantiated = True
+        self._wasi.look()
         return None
 
     def run(
@@ -196,9 +199,7 @@ class WasmProgram:
         pairs = _pairs({**variables, **self._environment}) if variables else self._pairs
         self._wasi.begin(arguments, pairs, stdin)
         if self._uses_wasi:
-            ffi.wasmtime_context_set_wasi(
-                ctypes.cast(self._context or 0, ctypes.POINTER(ffi.wasmtime_context_t)), ffi.wasi_config_new()
-            )
+            _set_wasi(self._context, _new_wasi())
         if self._host is None:
             self._start()
         else:
@@ -272,6 +273,7 @@ class WasmProgram:
         """That of the instance that calls us while it is being made."""
         _export_of_caller(caller, b"memory", 6, self._memory_item.item_at)
         self._has_memory = True
+        self._wasi.look()
 
     def _host_call(self, name: str, count: int) -> Callable[[int, int, int, int], int]:
         size = count * _SLOT_BYTES

@@ -33,7 +33,7 @@ class WasiFunctions:
     """Carries the imports out, for one run after another.
 
     Args:
-        view: gives the memory of the instance which calls, as it is now.
+        view: gives the memory of the instance which calls, as large as it is now. It never moves.
     """
 
     def __init__(self, view: Callable[[], memoryview]) -> None:
@@ -49,6 +49,7 @@ class WasiFunctions:
         }
         """How many i32 each takes, whether it gives one back, and what does it, given the address of its arguments."""
         self.begin((), (), b"")
+        self._memory = memoryview(b"")
 
     def load(self, output_bytes: int, on_stderr: Callable[[bytes], None]) -> None:
         """How much the runs from now on may write to standard output, and who gets their standard error."""
@@ -67,22 +68,34 @@ class WasiFunctions:
         self.exit_code: int | None = None
         """What it gave `proc_exit`, if it called that."""
 
+    def look(self) -> None:
+        """There is an instance with a memory."""
+        self._memory = self._view()
+
+    def _holds(self, end: int) -> bool:
+        """Whether the memory has bytes up to there; it may have grown."""
+        if end > len(self._memory):
+            self.look()
+        return end <= len(self._memory)
+
     def _fd_read(self, values: int) -> bytes:
         """``fd_read(fd, iovs, count, read)``: from the input, for file 0."""
         fd, vectors, count, total_at = _FOUR.unpack(string_at(values, 64))
         if fd != _STDIN:
             return _EBADF
-        memory = self._view()
-        size = len(memory)
-        if vectors + 8 * count > size or total_at + 4 > size:
+        end = vectors + 8 * count
+        if not self._holds(max(end, total_at + 4)):
             return _EFAULT
+        memory = self._memory
         start = position = self._read
-        for at, length in _VECTOR.iter_unpack(memory[vectors : vectors + 8 * count]):
-            if at + length > size:
+        for vector in range(vectors, end, 8):
+            at, length = _VECTOR.unpack_from(memory, vector)
+            if not self._holds(at + length):
                 return _EFAULT
             piece = self._input[position : position + length]
-            memory[at : at + len(piece)] = piece
-            position += len(piece)
+            if piece:
+                self._memory[at : at + len(piece)] = piece
+                position += len(piece)
             if len(piece) < length:
                 break
         self._read = position
@@ -94,46 +107,45 @@ class WasiFunctions:
         fd, vectors, count, total_at = _FOUR.unpack(string_at(values, 64))
         if fd not in (_STDOUT, _STDERR):
             return _EBADF
-        memory = self._view()
-        size = len(memory)
-        if vectors + 8 * count > size or total_at + 4 > size:
+        end = vectors + 8 * count
+        if not self._holds(max(end, total_at + 4)):
             return _EFAULT
+        memory = self._memory
         total = 0
-        for at, length in _VECTOR.iter_unpack(memory[vectors : vectors + 8 * count]):
-            if at + length > size:
+        for vector in range(vectors, end, 8):
+            at, length = _VECTOR.unpack_from(memory, vector)
+            if not self._holds(at + length):
                 return _EFAULT
             total += length
             if fd == _STDERR:
-                self._on_stderr(bytes(memory[at : at + min(length, _STDERR_BYTES)]))
+                self._on_stderr(bytes(self._memory[at : at + min(length, _STDERR_BYTES)]))
                 continue
             self._written += length
             if self._written > self._output_bytes:
                 self.is_over = True
                 raise Stopped("too much output")
-            self.output.append(bytes(memory[at : at + length]))
+            self.output.append(bytes(self._memory[at : at + length]))
         _SIZE.pack_into(memory, total_at, total)
         return _SUCCESS
 
     def _sizes(self, values: int, strings: Sequence[bytes]) -> bytes:
         """``…_sizes_get(count, size)``: how many there are, and their bytes with a NUL behind each."""
         count_at, size_at = _TWO.unpack(string_at(values, 32))
-        memory = self._view()
-        if max(count_at, size_at) + 4 > len(memory):
+        if not self._holds(max(count_at, size_at) + 4):
             return _EFAULT
-        _SIZE.pack_into(memory, count_at, len(strings))
-        _SIZE.pack_into(memory, size_at, sum(map(len, strings)) + len(strings))
+        _SIZE.pack_into(self._memory, count_at, len(strings))
+        _SIZE.pack_into(self._memory, size_at, sum(map(len, strings)) + len(strings))
         return _SUCCESS
 
     def _get(self, values: int, strings: Sequence[bytes]) -> bytes:
         """``…_get(pointers, bytes)``: the address of each, and all of them."""
         pointers_at, at = _TWO.unpack(string_at(values, 32))
-        memory = self._view()
         total = sum(map(len, strings)) + len(strings)
-        if pointers_at + 4 * len(strings) > len(memory) or at + total > len(memory):
+        if not self._holds(max(pointers_at + 4 * len(strings), at + total)):
             return _EFAULT
         for each in strings:
-            _SIZE.pack_into(memory, pointers_at, at)
-            memory[at : at + len(each) + 1] = each + b"\0"
+            _SIZE.pack_into(self._memory, pointers_at, at)
+            self._memory[at : at + len(each) + 1] = each + b"\0"
             pointers_at += 4
             at += len(each) + 1
         return _SUCCESS
