@@ -28,8 +28,9 @@ class Folder:
 
     def read(self, name: str) -> str:
         """What a control file says; empty if the group is gone."""
-        with contextlib.suppress(OSError):
-            return (self.path / name).read_text()
+        # Not `read_text`, which takes three times as long: each machine's events are looked at each second.
+        with contextlib.suppress(OSError), open(f"{self.path}/{name}", "rb", buffering=0) as file:  # noqa: PTH123
+            return file.read().decode()
         return ""
 
     def number(self, name: str, key: str = "") -> int:
