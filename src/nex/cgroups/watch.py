@@ -11,6 +11,7 @@ from pathlib import Path
 __all__ = ["Watch"]
 
 _EVERY_S = 1.0
+_TOGETHER_S = 0.1  # watches of many groups look when others do: one wake-up for all that look within this time
 
 
 class Watch:
@@ -62,7 +63,8 @@ class Watch:
             self._timer.cancel()
             self._timer = None
         if self._every_s:
-            self._timer = self._loop.call_later(self._every_s, self._check)
+            later = self._loop.time() + self._every_s
+            self._timer = self._loop.call_at(later - later % _TOGETHER_S, self._check)
 
     def close(self) -> None:
         """Watch no more. Safe to call twice, and before `open`."""
