@@ -23,6 +23,7 @@ from nex.tasks import TaskOwner
 __all__ = ["Job", "Launched", "Owner", "Waiter", "Worker", "connected"]
 
 _READ_BYTES = 256 * 1024
+_BUFFER_BYTES = 1024 * 1024  # of a socket, so that a large frame is not many wake-ups; or as much as the system allows
 _READS = 8  # one after another, before others have their turn
 _BEYOND_RESULT_BYTES = 1024 * 1024  # what a frame may hold beside a result: headers, an error's text, a log entry
 _TERM_S = 1.0
@@ -65,6 +66,8 @@ def connected(start: Callable[[socket.socket], Child]) -> tuple[Child, socket.so
     """
     ours, theirs = socket.socketpair()
     try:
+        for each in (ours, theirs):
+            each.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _BUFFER_BYTES)
         return start(theirs), ours
     except BaseException:
         ours.close()
