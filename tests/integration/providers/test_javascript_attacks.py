@@ -189,7 +189,8 @@ async def test_files_of_the_agent_are_not_inherited(run: Runner, inheritable_fil
         assert str(inheritable_file) not in files
         environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
         names = {pair.split(b"=")[0] for pair in environment if pair}
-        assert names == {b"DENO_DIR", b"DENO_EMIT_CACHE_MODE", b"DENO_NO_UPDATE_CHECK", b"NO_COLOR"}
+        ours = {b"DENO_DIR", b"DENO_EMIT_CACHE_MODE", b"DENO_NO_UPDATE_CHECK", b"MALLOC_ARENA_MAX", b"NO_COLOR"}
+        assert names == ours
 
 
 async def test_the_environment_of_the_workload_is_in_no_argv_and_no_environ(run: Runner) -> None:
