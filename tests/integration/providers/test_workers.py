@@ -352,7 +352,7 @@ async def test_calls_sent_ahead_of_one_that_ends_its_worker_run_once(
         await pool.call(b"", b"warm")
     bodies = [b"%d" % n for n in range(20)]
     bodies[5] = bad
-    pool._pace_s = 0.0  # as if calls had been short so far, whatever else this machine is busy with
+    pool.pace_s = 0.0  # as if calls had been short so far, whatever else this machine is busy with
     calls = [pool.call(b"", body) for body in bodies]
     longest = max(worker.backlog for worker in pool._workers)
     answers = await asyncio.gather(*calls, return_exceptions=True)
