@@ -1,11 +1,15 @@
-"""A worker that was started before there was a function for it, and waits."""
+"""Workers that were started before there was a function for them, and wait."""
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Callable
+
+from nex.errors import StartError
 from nex.providers.frames import FrameError, FrameReader, Kind, encode
 from nex.providers.worker import Launched
 
-__all__ = ["Spare"]
+__all__ = ["Spare", "Spares"]
 
 _WARM_TIMEOUT_S = 60.0
 _ANSWER_BYTES = 4096
@@ -41,8 +45,46 @@ class Spare:
         """Process and sockets; they are the caller's now."""
         return self._launched
 
-    async def drop(self) -> None:
-        """End it."""
+    def end(self) -> None:
+        """End it; its reaper is whoever waits for children here."""
         for sock in self._launched[1:]:
             sock.close()
+        self._child.signal(signal.SIGKILL)
+
+    async def drop(self) -> None:
+        """End it, and wait until it has."""
+        self.end()
         await self._child.kill()
+
+
+class Spares:
+    """The spares of one type. None is among them that is not warm."""
+
+    def __init__(self) -> None:
+        self._waiting: list[Spare] = []
+
+    def start(self, launch: Callable[[], Launched]) -> None:
+        """Have one more, and wait until it is warm. Blocks.
+
+        Raises:
+            StartError: it cannot be started, or does not get warm; nothing of it is left.
+        """
+        try:
+            spare = Spare(launch())
+        except OSError as error:
+            raise StartError(f"no worker can be started: {error.strerror}") from error
+        try:
+            spare.warm()
+        except OSError as error:
+            spare.end()
+            raise StartError(f"a spare worker does not get warm: {error}") from error
+        self._waiting.append(spare)
+
+    def take(self) -> Launched | None:
+        """One of them, if there is one."""
+        return self._waiting.pop().take() if self._waiting else None
+
+    async def drop(self) -> None:
+        """End them all."""
+        while self._waiting:
+            await self._waiting.pop().drop()

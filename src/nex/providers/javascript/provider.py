@@ -35,7 +35,7 @@ from nex.errors import StartError
 from nex.processes import Child, Confinement
 from nex.protocol.agent import Limits
 from nex.providers.pooled import PooledFunction
-from nex.providers.spare import Spare
+from nex.providers.spare import Spares
 from nex.providers.worker import Launched, connected
 
 __all__ = ["JavaScriptProvider"]
@@ -60,7 +60,7 @@ _ENVIRONMENT = {
 _BASE_DATA_BYTES = 576 * 2**20
 
 
-_spares: list[Spare] = []
+_spares = Spares()
 _NOT_IN_NAMES = re.compile(r"[^\w.-]")
 _find_deno = cache(find_deno_bin)
 
@@ -102,20 +102,12 @@ class JavaScriptProvider(PooledFunction):
     @classmethod
     def start_spare(cls, confinement: Confinement) -> None:
         """As the seam says: a worker with the memory that functions have unless they ask for more or less."""
-        try:
-            _spares.append(Spare(_worker(Limits().memory_bytes, confinement)))
-        except OSError as error:
-            raise StartError(f"no worker can be started: {error.strerror}") from error
-        try:
-            _spares[-1].warm()
-        except OSError as error:
-            raise StartError(f"a spare worker does not get warm: {error}") from error
+        _spares.start(lambda: _worker(Limits().memory_bytes, confinement))
 
     @classmethod
     async def drop_spare(cls) -> None:
         """As the seam says."""
-        while _spares:
-            await _spares.pop().drop()
+        await _spares.drop()
 
     @classmethod
     def rehearsal(cls) -> bytes:
@@ -129,9 +121,7 @@ class JavaScriptProvider(PooledFunction):
         await super().start()
 
     def _launch(self) -> Launched:
-        if _spares:
-            return _spares.pop().take()
-        return _worker(self._limits.memory_bytes, self.workload.confinement)
+        return _spares.take() or _worker(self._limits.memory_bytes, self.workload.confinement)
 
     def _load(self) -> tuple[bytes, bytes]:
         try:
