@@ -7,6 +7,7 @@ holds two pieces of its service at most, whatever its length.
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
@@ -21,7 +22,7 @@ _Serve = Callable[[AsyncIterator[bytes]], Coroutine[Any, Any, Result]]
 _GRACE_S: Final = 5.0  # for a service to let go of an upload that was given up
 
 
-class Stream:
+class Stream(ABC):
     """What both directions share: one call at a time uses a stream, and when one last did is known."""
 
     def __init__(self) -> None:
@@ -43,9 +44,9 @@ class Stream:
         self._busy = False
         self.used_s = self._loop.time()
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Give it up, and have the service let go of what it holds. Safe to call twice."""
-        raise NotImplementedError
 
 
 class Download(Stream):
