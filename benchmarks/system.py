@@ -160,24 +160,25 @@ async def _start_node(
 
 
 @contextlib.asynccontextmanager
-async def echo_service(server: NatsServer, subject: str) -> AsyncGenerator[int]:
-    """The baseline in a process of its own; yields its pid."""
+async def program(module: str, *arguments: str) -> AsyncGenerator[int]:
+    """A program of the benchmarks in a process of its own, from when it has said READY; yields its pid."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "benchmarks.echo_service",
-        server.client_url,
-        subject,
-        stdout=subprocess.PIPE,
-        cwd=ROOT.parent,
+        sys.executable, "-m", f"benchmarks.{module}", *arguments, stdout=subprocess.PIPE, cwd=ROOT.parent
     )
     try:
         if process.stdout is None or (await process.stdout.readline()).strip() != b"READY":
-            raise RuntimeError("the echo service did not start")
+            raise RuntimeError(f"benchmarks.{module} did not start")
         yield process.pid
     finally:
         process.kill()
         await process.wait()
+
+
+@contextlib.asynccontextmanager
+async def echo_service(server: NatsServer, subject: str) -> AsyncGenerator[int]:
+    """The baseline in a process of its own; yields its pid."""
+    async with program("echo_service", server.client_url, subject) as pid:
+        yield pid
 
 
 def functions() -> dict[str, Path]:
