@@ -17,28 +17,24 @@ from typing import Any, Final
 
 from nex.security import jwt
 from nex.security.keys import SigningKey
+from nex.security.users import (
+    SPARE_SUBSCRIPTIONS,
+    UNLIMITED,
+    VERSION,
+    check_words,
+    permissions,
+    sign_user,
+    trigger_permissions,
+)
 
 __all__ = ["LeafRemote", "PlaneAuthority"]
-
-_UNLIMITED: Final = -1
-_VERSION: Final = 2
-_REPLY_TTL_NS: Final = 60 * 60 * 1_000_000_000
-"""How long after a request an agent may answer it. Calls have limits of their own, which are shorter."""
 
 _CONTROL_LINE_BYTES: Final = 1024 * 1024
 _AUTHORIZATION_S = 30.0  # machines that are emulated, many at a time, take seconds to answer the server
 """A user's JWT, which names all that it may hear, has to fit, and a subject of a public server behind ours."""
 
-_SPARE_SUBSCRIPTIONS: Final = 64
-"""What an agent needs for itself (requests, replies, pings), and then some; more would only fill the server."""
-
-_AGENT_SUBSCRIPTIONS: Final = 256 + _SPARE_SUBSCRIPTIONS
+_AGENT_SUBSCRIPTIONS: Final = 256 + SPARE_SUBSCRIPTIONS
 """One for each trigger that a function may have, and what an agent needs for itself."""
-
-_NOTHING: Final = "_NOTHING"
-"""A subject that nobody uses."""
-
-_NEVER_HEARD: Final = ("$SYS.>", "$JS.>", "$NEX.>")
 
 # The rules of nex.protocol.agent, which this room may not import; a test holds the two together.
 _AGENT_PUBLISHES: Final = ("host.{id}.>",)
@@ -107,88 +103,38 @@ class PlaneAuthority:
         does not look at where an agent wants its answers: the node has to send none but to ``_INBOX.<m>.>``, or it
         would speak for the agent wherever that likes.
         """
-        _check_words(machine_id)
+        check_words(machine_id)
         publishes = [subject.format(id=machine_id) for subject in _AGENT_PUBLISHES]
         hears = [subject.format(id=machine_id) for subject in _AGENT_HEARS]
-        return self._user(self._plane, f"agent-{machine_id}", _permissions(publishes, hears, _AGENT_SUBSCRIPTIONS))
+        return self._user(self._plane, f"agent-{machine_id}", permissions(publishes, hears, _AGENT_SUBSCRIPTIONS))
 
     def data_user(
         self, machine_id: str, subscriptions: Iterable[tuple[str, str]], *, denied: Iterable[str] = ()
     ) -> tuple[str, str]:
-        """JWT and seed of a machine's user in the account ``data``.
-
-        It may hear these subjects, each in its queue group (if not empty), and answer; nothing else. What is
-        ``denied``, and what belongs to the system, it never hears: no subscription may be about any of that.
-        """
-        _check_words(*denied)
-        hears = []
-        for subject, queue in subscriptions:
-            _check_words(subject, queue)
-            hears.append((subject, f"{subject} {queue}" if queue else subject))
-        permissions = _permissions([], [entry for _, entry in hears], len(hears) + _SPARE_SUBSCRIPTIONS)
-        permissions["sub"]["deny"] = [*_NEVER_HEARD, *denied, *_overreach([subject for subject, _ in hears])]
-        return self._user(self._data, f"data-{machine_id}", permissions)
+        """JWT and seed of a machine's user in the account ``data``, with the rights of `trigger_permissions`."""
+        return self._user(self._data, f"data-{machine_id}", trigger_permissions(subscriptions, denied))
 
     def __repr__(self) -> str:
         return f"PlaneAuthority({self._operator.public})"
 
     def _sign_operator(self) -> str:
-        body = {"type": "operator", "version": _VERSION, "system_account": self._system.public}
+        body = {"type": "operator", "version": VERSION, "system_account": self._system.public}
         return _sign(self._operator, self._operator.public, "nex", body)
 
     def _account(self, name: str, key: SigningKey) -> str:
         unlimited = ("subs", "data", "payload", "imports", "exports", "conn", "leaf")
-        limits = {**dict.fromkeys(unlimited, _UNLIMITED), "wildcards": True, "mem_storage": 0, "disk_storage": 0}
-        body = {"type": "account", "version": _VERSION, "limits": limits}
+        limits = {**dict.fromkeys(unlimited, UNLIMITED), "wildcards": True, "mem_storage": 0, "disk_storage": 0}
+        body = {"type": "account", "version": VERSION, "limits": limits}
         return _sign(self._operator, key.public, name, body)
 
-    def _user(self, account: SigningKey, name: str, permissions: dict[str, Any]) -> tuple[str, str]:
-        user = SigningKey.create("user")
-        unlimited = dict.fromkeys(("subs", "data", "payload"), _UNLIMITED)
-        body = {"type": "user", "version": _VERSION, **unlimited, **permissions}
-        return _sign(account, user.public, name, body), user.seed()
+    def _user(self, account: SigningKey, name: str, rights: dict[str, Any]) -> tuple[str, str]:
+        return sign_user(account, name, rights)
 
     def _remote(self, leaf: LeafRemote) -> dict[str, Any]:
         remote: dict[str, Any] = {"urls": list(leaf.urls), "account": self._data.public}
         if leaf.credentials is not None:
             remote["credentials"] = str(leaf.credentials)
         return remote
-
-
-def _permissions(publish: list[str], subscribe: list[str], max_subscriptions: int) -> dict[str, Any]:
-    # An empty list would allow everything.
-    return {
-        "pub": {"allow": publish or [_NOTHING]},
-        "sub": {"allow": subscribe or [_NOTHING]},
-        "resp": {"max": 1, "ttl": _REPLY_TTL_NS},
-        "subs": max_subscriptions,
-    }
-
-
-def _overreach(subjects: list[str]) -> list[str]:
-    """What the server would let be heard beyond the subjects that are allowed.
-
-    To it, ``a.>`` is covered by an allowed ``a.*``. Where that is not needed for another subject, what lies deeper
-    is denied.
-    """
-    ends = [subject for subject in subjects if subject.split(".")[-1] == "*"]
-    return [f"{end}.>" for end in ends if not any(_goes_below(subject, end) for subject in subjects)]
-
-
-def _goes_below(subject: str, end: str) -> bool:
-    theirs, ours = subject.split("."), end.split(".")
-    for one, other in zip(theirs, ours, strict=False):
-        if one == ">":
-            return True
-        if one != other and "*" not in (one, other):
-            return False
-    return len(theirs) > len(ours)
-
-
-def _check_words(*words: str) -> None:
-    # In a permission, a space separates a subject from its queue group.
-    if any(char.isspace() for word in words for char in word):
-        raise ValueError("white space in a subject, a queue group or a machine id")
 
 
 def _sign(key: SigningKey, subject: str, name: str, body: dict[str, Any]) -> str:
