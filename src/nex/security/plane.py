@@ -8,12 +8,14 @@ which share nothing: ``system`` is the server's own, ``plane`` is for the node a
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from nex.security import jwt
 from nex.security.keys import SigningKey
@@ -47,6 +49,11 @@ class LeafRemote:
 
     urls: tuple[str, ...]
     credentials: Path | None = None
+
+    @property
+    def is_on_this_host(self) -> bool:
+        """Whether every URL is of the loopback interface."""
+        return all(_is_loopback(url) for url in self.urls)
 
 
 class PlaneAuthority:
@@ -132,9 +139,19 @@ class PlaneAuthority:
 
     def _remote(self, leaf: LeafRemote) -> dict[str, Any]:
         remote: dict[str, Any] = {"urls": list(leaf.urls), "account": self._data.public}
+        if leaf.is_on_this_host:
+            remote["compression"] = "off"  # "s2_auto" frames what it leaves as it is: a fifth of the CPU of 1 MiB
         if leaf.credentials is not None:
             remote["credentials"] = str(leaf.credentials)
         return remote
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:  # a name, or no URL
+        return False
 
 
 def _sign(key: SigningKey, subject: str, name: str, body: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import re
 from collections.abc import AsyncGenerator
 from pathlib import Path
@@ -327,9 +328,17 @@ async def test_the_data_account_and_no_other_joins_the_public_system(tmp_path: P
             async with asyncio.timeout(10):
                 await joined.wait()
             await joined_system(running, public)
+            assert await compression(running) == "off"
         finally:
             await running.aclose()
             await private.stop()
+
+
+async def compression(plane: Plane) -> str:
+    """What the private server does on its leaf link."""
+    system = await plane.connect(plane.authority.system_user())
+    answer = json.loads((await system.request("$SYS.REQ.SERVER.PING.LEAFZ")).data)
+    return str(answer["data"]["leafs"][0]["compression"])
 
 
 async def joined_system(plane: Plane, public: NatsServer) -> None:
@@ -376,3 +385,21 @@ async def test_the_config_of_a_leaf_is_taken_whatever_is_in_its_texts(tmp_path: 
         async with await Connection.open(options) as node:
             assert node.max_payload == 8 << 20
             assert server.leaf_url == ""
+
+
+@pytest.mark.parametrize(
+    ("urls", "here"),
+    [
+        (["nats-leaf://127.0.0.1:7422"], True),
+        (["tls://user:p%40ss$word@localhost:7422", "nats://[::1]:7422"], True),
+        (["nats-leaf://127.8.9.1"], True),
+        (["nats-leaf://10.0.0.1:7422"], False),
+        (["nats-leaf://127.0.0.1:7422", "nats-leaf://nats.example.com:7422"], False),
+        (["nats-leaf://localhost.example.com:7422"], False),
+        (["nats-leaf://127.0.0.1@example.com:7422"], False),
+        (["nats-leaf://[::1"], False),
+        ([""], False),
+    ],
+)
+def test_a_leaf_link_is_on_this_host_if_all_its_urls_are(urls: list[str], here: bool) -> None:
+    assert LeafRemote(tuple(urls)).is_on_this_host is here
