@@ -16,7 +16,7 @@ from nex.agent import output
 from nex.cli.root import cli
 from nex.hostservices.keyvalue import KeyValueOptions
 from nex.hostservices.router import Bounds
-from nex.node import limits as node_limits
+from nex.protocol.agent import HEADROOM_BYTES
 from nex.protocol.subjects import MAX_TRIGGERS
 from nex.providers import pooled
 
@@ -83,7 +83,7 @@ def test_the_bounds_of_functions_are_those_of_the_code() -> None:
     page = (ROOT / "docs" / "howto" / "functions.md").read_text()
     kib = 1024
     for told in (
-        f"`max_payload` less {node_limits._HEADROOM_BYTES // kib} KiB",
+        f"`max_payload` less {HEADROOM_BYTES // kib} KiB",
         f"{pooled._HEADERS_BYTES // kib} KiB of headers",
         f"{output._LINES_PER_S} lines and {output._BYTES_PER_S // kib**2} MiB a second",
         f"all of them, {_number('frames.js', 'MOST')} at a time",

@@ -58,7 +58,8 @@ class Calls:
         self._open: set[_Call] = set()
         self._open_bytes = 0
         self._quiet = asyncio.Event()
-        self._interests: list[Interest] = []
+        self._leaving = 0
+        self._interests: list[tuple[Connection, Interest]] = []
         self._ways: list[_Way] = []
 
     async def open(self, connection: Connection, subscriptions: tuple[Subscription, ...]) -> None:
@@ -71,7 +72,26 @@ class Calls:
             way = _Way(connection, one.skip, Tally(one.trigger, self._report))
             self._ways.append(way)
             arrived = partial(self._arrived, way)
-            self._interests.append(await connection.subscribe_direct(one.subject, arrived, queue=one.queue))
+            interest = await connection.subscribe_direct(one.subject, arrived, queue=one.queue)
+            self._interests.append((connection, interest))
+
+    async def leave(self, connection: Connection) -> None:
+        """Take no new calls from ``connection``; when this returns, those that came by it have their answers."""
+        left = [interest for where, interest in self._interests if where is connection]
+        self._interests = [(where, interest) for where, interest in self._interests if where is not connection]
+        for interest in left:
+            with contextlib.suppress(UnreachableError):
+                await interest.drain()
+        self._leaving += 1
+        try:
+            while any(call.way.connection is connection for call in self._open):
+                self._quiet.clear()
+                await self._quiet.wait()
+        finally:
+            self._leaving -= 1
+        for way in [way for way in self._ways if way.connection is connection]:
+            self._ways.remove(way)
+            way.tally.flush()
 
     def _arrived(self, way: _Way, msg: Msg) -> None:
         reply = msg.reply
@@ -99,7 +119,7 @@ class Calls:
         call.gone = True
         self._open.discard(call)
         self._open_bytes -= call.size
-        if not self._open:
+        if self._leaving or not self._open:
             self._quiet.set()
         return True
 
@@ -138,7 +158,7 @@ class Calls:
         """Take no new calls, and let those that have come finish for up to ``grace_s`` seconds."""
         with contextlib.suppress(TimeoutError, UnreachableError):
             async with asyncio.timeout(grace_s):
-                for interest in self._interests:
+                for _, interest in self._interests:
                     await interest.drain()
                 while self._open:
                     self._quiet.clear()
@@ -146,7 +166,7 @@ class Calls:
 
     async def aclose(self) -> None:
         """End the subscriptions; calls that are still open fail. Reports what is left to report."""
-        for interest in self._interests:
+        for _, interest in self._interests:
             await interest.unsubscribe()
         for call in tuple(self._open):
             call.failed(CallFailed("the function was stopped"))

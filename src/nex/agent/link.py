@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
-from nex.protocol.agent import Credentials, inbox_prefix
+from nex.protocol.agent import Credentials, PublicUser, inbox_prefix
 from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions, Greeting
 
-__all__ = ["connect"]
+__all__ = ["connect", "connect_public"]
 
 _PATIENCE_S = 30.0  # an emulated machine on a busy host; whether an agent is too late is for its node to say
+_PUBLIC_PATIENCE_S = 5.0  # for each server; the machine shares the host's network
 
 
 async def connect(
@@ -39,3 +41,21 @@ async def connect(
         timeout_s=_PATIENCE_S,
     )
     return await Connection.open(options)
+
+
+async def connect_public(user: PublicUser, *, name: str) -> Connection:
+    """Connect to the public system. A server that is lost is looked for again, or another, for ever.
+
+    Raises:
+        NexError: none can be reached, or they do not want us.
+    """
+    options = ConnectOptions(
+        servers=user.servers,
+        name=name,
+        jwt=user.jwt,
+        seed=user.seed,
+        tls_ca=Path(user.tls_ca) if user.tls_ca else None,
+        tls_first=user.tls_first,
+        timeout_s=_PUBLIC_PATIENCE_S,
+    )
+    return await Connection.open(options, reconnect_forever=True)

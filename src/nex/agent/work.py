@@ -16,13 +16,14 @@ from nex.agent.limits import Bounds
 from nex.agent.link import connect
 from nex.agent.output import Output
 from nex.agent.place import Place
-from nex.errors import NexError, StartError
+from nex.agent.public import PublicTriggers
+from nex.errors import NexError, RefusedError, StartError
 from nex.processes import Exit
-from nex.protocol.agent import ServiceExit, StartRequest, host_subject
+from nex.protocol.agent import ERROR_HEADER, PublicUser, ServiceExit, StartRequest, agent_subject, host_subject
 from nex.providers import registry
 from nex.providers.base import Function, Provider, Service, Workload
 from nex.tasks import TaskOwner
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Msg
 
 __all__ = ["Work"]
 
@@ -62,6 +63,7 @@ class Work:
         self._provider: Provider | None = None
         self._calls: Calls | None = None
         self._data: Connection | None = None
+        self._public: PublicTriggers | None = None
         self._exit: Exit | None = None
         self._bounds: Bounds | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -138,12 +140,6 @@ class Work:
             raise StartError(f"the provider of {request.type} is neither of a function nor of a service")
 
     async def _serve(self, function: Function, request: StartRequest) -> None:
-        connection = self._connection
-        if request.data is not None:
-            name = f"nex triggers of {self._machine_id}"
-            stream = self._place.channels.data() if self._place.channels else None
-            connection = self._data = await connect(request.data, self._machine_id, name=name, stream=stream)
-            self._tasks.start(self._watch_data(connection), name="data")
         subject = host_subject(self._machine_id, "calls")
         self._calls = Calls(
             function,
@@ -151,8 +147,34 @@ class Work:
             report=lambda report: self._send(subject, report),
             on_bug=self._on_bug,
         )
-        await self._calls.open(connection, request.subscriptions)
+        name = f"nex triggers of {self._machine_id}"
+        if request.public is not None:
+            self._public = PublicTriggers(
+                name, self._calls, request.subscriptions, on_lost=self._on_lost, on_bug=self._on_bug
+            )
+            await self._public.hear_as(request.public)
+            await self._connection.subscribe(agent_subject(self._machine_id, "renew"), self._on_renew)
+        else:
+            connection = self._connection
+            if request.data is not None:
+                stream = self._place.channels.data() if self._place.channels else None
+                connection = self._data = await connect(request.data, self._machine_id, name=name, stream=stream)
+                self._tasks.start(self._watch_data(connection), name="data")
+            await self._calls.open(connection, request.subscriptions)
         await self._calls.open(self._connection, request.events)
+
+    async def _on_renew(self, msg: Msg) -> None:
+        """The node has another user for us on the public system."""
+        headers = None
+        try:
+            user = PublicUser.decode(msg.data)
+            if self._public is None or self._is_stopping:
+                raise RefusedError("the workload is being stopped")
+            await self._public.hear_as(user)
+        except NexError as error:
+            headers = {ERROR_HEADER: str(error)}
+        if msg.reply:
+            await self._connection.publish(msg.reply, headers=headers)
 
     async def _watch_data(self, connection: Connection) -> None:
         await connection.wait_closed()
@@ -205,6 +227,8 @@ class Work:
                 await self._calls.aclose()
                 self._calls = None
             await self._tasks.aclose()
+            if self._public is not None:
+                await self._public.aclose()
             if self._data is not None:
                 await self._data.close()
                 self._data = None

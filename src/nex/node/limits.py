@@ -7,7 +7,7 @@ from typing import TypeVar
 from nex.drivers.base import Resources
 from nex.errors import RefusedError
 from nex.node.config import NodeLimits, WorkloadLimits
-from nex.protocol.agent import Limits
+from nex.protocol.agent import HEADROOM_BYTES, Limits
 from nex.protocol.control import DeployRequest
 
 __all__ = ["LIMITS", "SERVICES", "check_count", "check_size", "exceeded_text", "workload_limits", "workload_share"]
@@ -21,8 +21,6 @@ LIMITS = frozenset({"memory", "pids", "disk"})
 N = TypeVar("N", int, float)
 _MIB = 1024 * 1024
 _LEAST_CPUS = 0.01
-_HEADROOM_BYTES = 16 * 1024
-"""What a reply's headers may add to its payload; the server counts both."""
 
 
 def check_count(running: int, limits: NodeLimits) -> None:
@@ -86,7 +84,7 @@ def workload_limits(
         memory_bytes=_memory_mib(request, bounds, share) * _MIB,
         parallel=_asked("parallel", request.parallel, bounds.parallel, bounds.max_parallel),
         queue=bounds.queue,
-        result_bytes=max(max_payload - _HEADROOM_BYTES, max_payload // 2),
+        result_bytes=max(max_payload - HEADROOM_BYTES, max_payload // 2),
         cpus=share.vcpu_count,
         total_memory_bytes=share.memory_mib * _MIB,
         pids=share.pids,

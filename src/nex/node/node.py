@@ -27,6 +27,7 @@ from nex.node.policy import UNHEARD, Rules
 from nex.node.publisher import Publisher
 from nex.node.services import Services
 from nex.node.signals import StopSignals
+from nex.node.sources.events import EVENT_HEADER_BYTES
 from nex.node.standing import Standing
 from nex.node.state import State
 from nex.node.triggers import Bridge
@@ -144,9 +145,9 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         driver=driver.name,
         isolates=driver.capabilities.isolates,
     )
-    payload = max(public.max_payload, _MIN_PAYLOAD)
+    payload = max(public.max_payload, _MIN_PAYLOAD) + EVENT_HEADER_BYTES
     folder, denied = state.subfolder("server"), (*UNHEARD, *config.deny_trigger_subjects)
-    plane = Plane(folder, leafnode=config.leafnode, max_payload=payload, denied=denied)
+    plane = Plane(folder, leafnode=config.leafnode, max_payload=payload, data_payload=public.max_payload, denied=denied)
     pool = MachinePool(driver, plane, state, config, other=partial(choice.made, config))
     bridge = Bridge(public)
     plane.on_up, plane.on_down = bridge.open, pool.give_up_all

@@ -37,19 +37,29 @@ _GRACE_S = 3.0
 class Plane:
     """The private server and the agents on it. Open, then `supervise` for as long as the node runs."""
 
-    def __init__(self, folder: Path, *, leafnode: Leafnode, max_payload: int, denied: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        leafnode: Leafnode,
+        max_payload: int,
+        data_payload: int = 0,
+        denied: tuple[str, ...] = (),
+    ) -> None:
         """Prepare it.
 
         Args:
             folder: private to the server.
             leafnode: how it joins the public system, if it does.
             max_payload: the largest message, in bytes.
+            data_payload: the largest that the public system takes; 0 is the same.
             denied: subjects that no machine may hear of the public system.
         """
         self._folder = folder
         self._denied = denied
         self._leaf = LeafRemote(leafnode.urls, leafnode.credentials) if leafnode.urls else None
         self._max_payload = max_payload
+        self._data_payload = data_payload
         self._authority = PlaneAuthority.create()
         self._server: NatsServer | None = None
         self._connection: Connection | None = None
@@ -84,7 +94,9 @@ class Plane:
         Raises:
             NexError: it does not start.
         """
-        config = self._authority.server_config(leaf=self._leaf, max_payload=self._max_payload)
+        config = self._authority.server_config(
+            leaf=self._leaf, max_payload=self._max_payload, data_payload=self._data_payload
+        )
         # Its threads look for work on all CPUs that they may use: a fifth of what it costs, on a host with two.
         cpus = max(1, (os.cpu_count() or 1) // 2)
         server = NatsServer(config, self._folder, name="private", cpus=cpus, on_log=_server_said)

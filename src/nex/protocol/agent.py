@@ -14,6 +14,7 @@ Subjects (``<m>`` is a machine id; an agent's user may publish to its own ``host
 ``agent.<m>.stop``                    node→agent   request, `StopRequest` → `StopReply`
 ``agent.<m>.ping``                    node→agent   request, empty → empty
 ``agent.<m>.rehearse``                node→agent   request, empty → empty, when it has rehearsed or given up
+``agent.<m>.renew``                   node→agent   request, `PublicUser` → empty, when its triggers are heard as that
 ``agent.<m>.call.<n>.<subject…>``     node→agent   one trigger message, raw; ``<n>`` is the trigger's index
 ====================================  ===========  ==================================================
 
@@ -32,6 +33,7 @@ from nex.protocol.base import Message
 __all__ = [
     "ERROR_CODE_HEADER",
     "ERROR_HEADER",
+    "HEADROOM_BYTES",
     "ArtifactRequest",
     "CallReport",
     "Credentials",
@@ -39,6 +41,7 @@ __all__ = [
     "Limits",
     "LogBatch",
     "LogLine",
+    "PublicUser",
     "Ready",
     "ServiceExit",
     "StartReply",
@@ -54,9 +57,11 @@ __all__ = [
 
 ERROR_HEADER = "Nats-Service-Error"
 ERROR_CODE_HEADER = "Nats-Service-Error-Code"
+HEADROOM_BYTES = 16 * 1024
+"""What a reply's headers may add to its payload; servers count both."""
 
 HostVerb = Literal["ready", "artifact", "log", "calls", "exit", "rpc"]
-AgentVerb = Literal["start", "stop", "ping", "rehearse"]
+AgentVerb = Literal["start", "stop", "ping", "rehearse", "renew"]
 
 
 def host_subject(machine_id: str, verb: HostVerb) -> str:
@@ -91,6 +96,21 @@ class Credentials(Message, frozen=True):
     jwt: str
     seed: str
     secret: bytes = b""
+
+
+class PublicUser(Message, frozen=True):
+    """A user of the public system for a while, for a machine that reaches its servers and shares the host's files.
+
+    ``servers`` are their URLs, without credentials; ``tls_ca`` the file that says who may sign their certificates, if
+    not those whom the host trusts; ``tls_first`` as the node shakes hands.
+    """
+
+    SECRET: ClassVar[frozenset[str]] = frozenset({"jwt", "seed"})
+    servers: tuple[str, ...]
+    jwt: str
+    seed: str
+    tls_ca: str = ""
+    tls_first: bool = False
 
 
 class Hello(Message, frozen=True):
@@ -144,6 +164,11 @@ class Limits(Message, frozen=True):
     pids: int = 0
     disk_bytes: int = 0
 
+    @property
+    def reply_bytes(self) -> int:
+        """What a reply may have with its headers: more than ``result_bytes``, and never more than a message holds."""
+        return self.result_bytes + min(self.result_bytes, HEADROOM_BYTES)
+
 
 class Subscription(Message, frozen=True):
     """One trigger: ``subject`` is what the agent subscribes to (in ``queue``, if any), ``trigger`` what was registered.
@@ -173,6 +198,8 @@ class StartRequest(Message, frozen=True):
     subscriptions: tuple[Subscription, ...] = ()
     data: Credentials | None = None
     """Where the subscriptions are made, if not on the agent's own connection (a joined public system)."""
+    public: PublicUser | None = None
+    """Where they are made, if on the public system itself; another user comes with ``renew`` in time."""
     events: tuple[Subscription, ...] = ()
     """Triggers whose messages the node itself brings: subscribed to on the agent's own connection."""
 

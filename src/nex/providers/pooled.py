@@ -20,6 +20,8 @@ __all__ = ["PooledFunction"]
 
 _HEADER_NAME = re.compile(r"[!-9;-~]+")
 _HEADERS_BYTES = 64 * 1024
+_BLOCK_BYTES = 64
+"""By how much headers can be longer in a message than in JSON."""
 _encode_json = msgspec.json.Encoder().encode
 _decode_headers = msgspec.json.Decoder(dict[str, str]).decode
 
@@ -77,7 +79,11 @@ class PooledFunction(Function):
         if frame.kind == Kind.RESULT:
             if len(frame.body) > self._limits.result_bytes:  # workers look themselves, and are not to be trusted
                 raise CallTooLarge(self._limits.result_bytes)
-            return frame.body, _read_headers(frame.head) if frame.head else None
+            if not frame.head:
+                return frame.body, None
+            if len(frame.body) + len(frame.head) + _BLOCK_BYTES > self._limits.reply_bytes:
+                raise CallTooLarge(self._limits.reply_bytes)  # a leaf node that sends it would be cut off
+            return frame.body, _read_headers(frame.head)
         if frame.kind == Kind.TOO_LARGE:
             raise CallTooLarge(self._limits.result_bytes)
         if frame.body:

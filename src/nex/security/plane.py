@@ -71,15 +71,20 @@ class PlaneAuthority:
         operator = SigningKey.create("operator")
         return cls(operator, *(SigningKey.create("account") for _ in range(3)))
 
-    def server_config(self, *, leaf: LeafRemote | None = None, max_payload: int) -> str:
+    def server_config(self, *, leaf: LeafRemote | None = None, max_payload: int, data_payload: int = 0) -> str:
         """The complete configuration of the private nats-server, as text. It holds no secret but the URLs of ``leaf``.
 
         Args:
             leaf: the public system to join, if any.
             max_payload: the largest message, in bytes.
+            data_payload: the largest that an agent may send to the public system, which ends a leaf connection by which
+                more comes than it takes; 0 is ``max_payload``.
         """
         accounts = {"system": self._system, "plane": self._plane, "data": self._data}
-        preload = {key.public: self._account(name, key) for name, key in accounts.items()}
+        payloads = {"data": data_payload or max_payload}
+        preload = {
+            key.public: self._account(name, key, payloads.get(name, UNLIMITED)) for name, key in accounts.items()
+        }
         settings: dict[str, Any] = {
             "listen": "127.0.0.1:-1",
             "operator": self._sign_operator(),
@@ -128,9 +133,10 @@ class PlaneAuthority:
         body = {"type": "operator", "version": VERSION, "system_account": self._system.public}
         return _sign(self._operator, self._operator.public, "nex", body)
 
-    def _account(self, name: str, key: SigningKey) -> str:
-        unlimited = ("subs", "data", "payload", "imports", "exports", "conn", "leaf")
-        limits = {**dict.fromkeys(unlimited, UNLIMITED), "wildcards": True, "mem_storage": 0, "disk_storage": 0}
+    def _account(self, name: str, key: SigningKey, payload: int) -> str:
+        unlimited = ("subs", "data", "imports", "exports", "conn", "leaf")
+        bounds = {"payload": payload, "wildcards": True, "mem_storage": 0, "disk_storage": 0}
+        limits = {**dict.fromkeys(unlimited, UNLIMITED), **bounds}
         body = {"type": "account", "version": VERSION, "limits": limits}
         return _sign(self._operator, key.public, name, body)
 

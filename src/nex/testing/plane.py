@@ -21,6 +21,7 @@ from nex.protocol.agent import (
     Hello,
     Limits,
     LogBatch,
+    PublicUser,
     Ready,
     ServiceExit,
     StartReply,
@@ -157,6 +158,7 @@ class Plane:
         digest: str = "",
         size: int | None = None,
         data: Credentials | None = None,
+        public: PublicUser | None = None,
         subscriptions: tuple[Subscription, ...] = (),
     ) -> StartReply:
         """Have the agent run ``artifact``; triggers come by way of the node, as `call` sends them."""
@@ -178,6 +180,7 @@ class Plane:
                 for trigger, prefix in zip(triggers, prefixes, strict=True)
             ),
             data=data,
+            public=public,
         )
         answer = await self.node.request(agent_subject(machine_id, "start"), request.encode(), timeout_s=_TIMEOUT_S)
         return StartReply.decode(answer.data)
@@ -201,6 +204,11 @@ class Plane:
         request = StopRequest(grace_s=grace_s).encode()
         answer = await self.node.request(agent_subject(machine_id, "stop"), request, timeout_s=grace_s + _TIMEOUT_S)
         return StopReply.decode(answer.data)
+
+    async def renew(self, machine_id: str, user: PublicUser) -> str:
+        """Give the agent another user on the public system; what it has against that, if anything."""
+        answer = await self.node.request(agent_subject(machine_id, "renew"), user.encode(), timeout_s=_TIMEOUT_S)
+        return (answer.headers or {}).get(ERROR_HEADER, "")
 
     async def ping(self, machine_id: str) -> None:
         """Raises if the agent does not answer."""

@@ -20,6 +20,7 @@ _NAME_IN_USE = 10058
 _STREAM_NOT_FOUND = 10059
 _MESSAGE_NOT_FOUND = 10037
 _WRONG_SEQUENCE = (10071, 10164)
+_TOO_LARGE = (10054, 10097)
 _UNAVAILABLE = (10008, 10039, 10076)
 _FULL = ("maximum bytes", "maximum messages", "resource limits exceeded", "insufficient")
 _API_TIMEOUT_S = 5.0
@@ -58,6 +59,11 @@ class JetStreamError(RefusedError):
     def is_conflict(self) -> bool:
         """The newest message on that subject is not the one it should be."""
         return self.number in _WRONG_SEQUENCE
+
+    @property
+    def is_too_large(self) -> bool:
+        """A message, or its headers, is larger than one of that stream may be."""
+        return self.number in _TOO_LARGE
 
     @property
     def is_unavailable(self) -> bool:

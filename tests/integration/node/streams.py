@@ -26,7 +26,7 @@ async def make_bucket(client: Connection, name: str, **config: Any) -> None:
 
 async def store(client: Connection, subject: str, payload: bytes = b"", headers: dict[str, str] | None = None) -> None:
     answer = json.loads((await client.request(subject, payload, headers=headers)).data)
-    assert "seq" in answer, answer
+    assert "error" not in answer, answer
 
 
 async def consumers(client: Connection, stream: str) -> list[dict[str, Any]]:

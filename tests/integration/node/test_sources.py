@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from nex.errors import CallFailed, CallOverloaded, MachineError, RefusedError
+from nex.errors import CallFailed, CallOverloaded, MachineError, RefusedError, UsageError
 from nex.node.sources import stream
 from nex.node.sources.stream import StreamSource, Where
 from nex.protocol.triggers import Delivery, KvTrigger, ObjectTrigger, StreamTrigger
@@ -288,6 +288,47 @@ async def test_what_a_dead_node_had_goes_to_another_while_it_has_tries(connectio
     else:
         assert [headers["Nex-Delivered"] for headers in second.function.headers] == ["2"]
         assert not second.dead
+
+
+async def test_an_event_that_cannot_be_passed_on_is_given_up_at_once(connection: Connection) -> None:
+    await make_stream(connection, "ORDERS", "orders.*")
+    await make_stream(connection, "DEAD", "dead.>")
+    await store(connection, "orders.1", b"large")
+    trigger = StreamTrigger(stream="ORDERS", max_deliver=5, dead_letter="dead.orders")
+    async with source_of(connection, trigger, function=Function(outcome=lambda _: UsageError("too large"))) as bench:
+        await settled(connection, "ORDERS")
+
+    assert len(bench.function.calls) == 1
+    (text,) = bench.dead
+    assert text.endswith("after 1 deliveries; it is on dead.orders: the event cannot be passed on: too large")
+
+
+@pytest.mark.parametrize(
+    ("payload", "header", "most", "omitted"),
+    [
+        pytest.param((1 << 20) - 600, 500, -1, ["Payload"], id="the payload is nearly a message"),
+        pytest.param(10, 65400, -1, ["Headers"], id="the headers are nearly what a stream takes"),
+        pytest.param(5000, 10, 2000, ["Payload"], id="a stream of small messages"),
+        pytest.param(10, 5000, 2000, ["Headers"], id="a stream of small messages and large headers"),
+        pytest.param(5000, 5000, 2000, ["Headers", "Payload"], id="a stream of small messages and all is large"),
+    ],
+)
+async def test_a_dead_letter_that_is_too_large_says_what_it_leaves_out(
+    connection: Connection, payload: int, header: int, most: int, omitted: list[str]
+) -> None:
+    await make_stream(connection, "ORDERS", "orders.*")
+    await make_stream(connection, "DEAD", "dead.>", max_msg_size=most)
+    await store(connection, "orders.1", bytes(payload), {"Colour": "x" * header})
+    trigger = StreamTrigger(stream="ORDERS", max_deliver=1, dead_letter="dead.orders")
+    async with source_of(connection, trigger, function=Function(outcome=lambda _headers: CallFailed("no"))):
+        await settled(connection, "ORDERS")
+
+    letter = await JetStream(connection).last("DEAD", "dead.orders")
+    left_out = {name: letter.headers.get(f"Nex-{name}-Omitted") for name in ("Headers", "Payload")}
+    assert [name for name, told in left_out.items() if told] == omitted
+    assert (len(letter.data), left_out["Payload"]) == ((0, str(payload)) if "Payload" in omitted else (payload, None))
+    assert ("Colour" in letter.headers, left_out["Headers"]) == ((False, "1") if "Headers" in omitted else (True, None))
+    assert (letter.headers["Nex-Error"], letter.headers["Nex-Subject"]) == ("no", "orders.1")
 
 
 async def test_a_dead_letter_that_cannot_be_stored_stays(connection: Connection) -> None:

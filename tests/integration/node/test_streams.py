@@ -15,6 +15,7 @@ from nex.errors import RefusedError
 from nex.protocol.triggers import KvTrigger, ObjectTrigger, ScheduleTrigger, StreamTrigger
 from nex.transport.connection import Connection
 from nex.transport.jetstream import JetStream
+from nex.transport.message import encode_headers
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer, public_config
 
@@ -31,6 +32,7 @@ REFUSES_ONCE = FAILS_ONCE.replace(
     b'throw new Error("not now")', b'return new Reply("", { "Nats-Service-Error": "not now" })'
 )
 FAILS = b"""(subject, payload) => { throw new Error("never") }"""
+SIZES = b"""(subject, payload) => { console.log("mark " + payload.length) }"""
 HANGS_ONCE = b"""(subject, payload, { headers }) => {
   console.log("mark " + JSON.stringify(headers["Nex-Sequence"] + "/" + headers["Nex-Delivered"]))
   if (headers["Nex-Delivered"] === "1") return new Promise((resolve) => setTimeout(resolve, 60000))
@@ -91,6 +93,24 @@ async def test_an_event_that_fails_every_time_is_told_and_becomes_a_dead_letter(
     assert "it is on dead.orders: Error: never" in line.text
     state = (await JetStream(driven.client).call("STREAM.INFO.DEAD"))["state"]
     assert state["messages"] == 1
+
+
+async def test_an_event_may_be_as_large_as_a_message(driven: Driven) -> None:
+    """Our headers come on top of it."""
+    await make_stream(driven.client, "ORDERS", "orders.*")
+    await make_bucket(driven.client, "SHOP")
+    headers = {"Colour": "x" * 5000}
+    most = driven.client.max_payload
+    await store(driven.client, "orders.1", bytes(most))
+    await store(driven.client, "orders.2", bytes(most - len(encode_headers(headers))), headers)
+    await store(driven.client, "$KV.SHOP." + "k" * 3000, bytes(most))
+    async with marks(driven.client) as heard:
+        triggers = (StreamTrigger(stream="ORDERS", max_deliver=1), KvTrigger(bucket="SHOP", max_deliver=1))
+        await deploy(driven, *triggers, artifact=SIZES)
+        sizes = await heard.count(3)
+        await settled(driven.client, "ORDERS", 2)
+
+    assert sorted(sizes) == sorted([most, most, most - len(encode_headers(headers))])
 
 
 async def test_an_event_whose_agent_dies_is_worked_on_by_the_next(driven: Driven) -> None:

@@ -368,6 +368,27 @@ async def joined_system(plane: Plane, public: NatsServer) -> None:
     assert leaked.queue.empty()
 
 
+async def test_an_answer_that_the_public_system_does_not_take_ends_the_connection_of_its_agent_alone(
+    plane: Plane,
+) -> None:
+    config = plane.authority.server_config(max_payload=2 * MAX_PAYLOAD, data_payload=MAX_PAYLOAD)
+    async with config_server(config) as server:
+        running = Plane(plane.authority, server, [])
+        try:
+            events: list[str] = []
+            node = await running.connect(running.authority.node_user())
+            liar = await running.connect(running.authority.data_user(MINE, [("a", "")]), events=events)
+            other = await running.connect(running.authority.data_user(OTHERS, [("b", "")]))
+            await node.publish("host.x.log", bytes(2 * MAX_PAYLOAD))
+            await node.flush()
+            liar.publish_soon("answer", bytes(MAX_PAYLOAD + 1))
+            with pytest.raises(UnreachableError):
+                await liar.flush()
+            await other.flush()
+        finally:
+            await running.aclose()
+
+
 async def test_the_config_of_a_leaf_is_taken_whatever_is_in_its_texts(tmp_path: Path) -> None:
     authority = PlaneAuthority.create()
     folder = tmp_path / "a \"folder\" with 'ü' and $HOME"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nex.node.sources.events import dead_letter_headers, event_headers, schedule_headers
+from nex.node.sources.events import EVENT_HEADER_BYTES, dead_letter_headers, event_headers, schedule_headers
 from nex.node.sources.window import Completed, Slots
 from nex.protocol.triggers import KvTrigger, ObjectTrigger, StreamTrigger
 from nex.transport.message import Msg, decode_headers, encode_headers
@@ -104,6 +104,15 @@ def test_an_object_that_is_described_badly_has_its_name_all_the_same(data: bytes
     assert (told["Nex-Object"], told["Nex-Operation"]) == ("reports/january", "put")
     odd = event_headers(ObjectTrigger(bucket="FILES"), event("$O.FILES.M.\N{SNOWMAN}", b"!"))
     assert odd["Nex-Object"] == "\N{SNOWMAN}"
+
+
+def test_what_an_object_claims_of_itself_is_bounded() -> None:
+    subject = "$O.FILES.M.cmVwb3J0cy9qYW51YXJ5"
+    huge = b"x" * 100_000
+    for lie in (b'{"name":"%b"}' % huge, b'{"digest":"%b"}' % huge, b'{"size":1%b}' % (b"0" * 5000), b'{"size":-1}'):
+        told = event_headers(ObjectTrigger(bucket="FILES"), event(subject, lie))
+        assert told["Nex-Object"] == "reports/january"
+        assert len(encode_headers(told)) < EVENT_HEADER_BYTES
 
 
 def test_a_schedule_tells_its_time() -> None:

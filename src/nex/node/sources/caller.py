@@ -7,7 +7,7 @@ import contextlib
 import secrets
 from collections.abc import Mapping
 
-from nex.errors import CallFailed, CallOverloaded, DeadlineError, MachineError, UnreachableError, UsageError
+from nex.errors import CallFailed, CallOverloaded, DeadlineError, MachineError, UnreachableError
 from nex.protocol.agent import ERROR_CODE_HEADER, ERROR_HEADER, call_prefix
 from nex.transport.connection import Connection, Msg, Subscription
 
@@ -50,6 +50,7 @@ class Caller:
             CallOverloaded: it has too much to do just now.
             MachineError: its machine has ended, perhaps in the middle of it.
             DeadlineError: there was no answer.
+            UsageError: it cannot be passed on, and never will: with its headers it is too large.
         """
         if self._ended:
             raise MachineError(_ENDED)
@@ -65,8 +66,6 @@ class Caller:
             raise DeadlineError("the function", self._timeout_s) from None
         except UnreachableError as error:
             raise MachineError(str(error)) from error
-        except UsageError as error:
-            raise CallFailed(f"the event cannot be passed on: {error}") from error
         finally:
             del self._waiting[number]
         _check(msg)

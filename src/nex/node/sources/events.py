@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -14,7 +14,10 @@ from nex.protocol.triggers import Delivery, KvTrigger, ObjectTrigger
 from nex.transport.message import is_header_name
 from nex.transport.pull import Delivered
 
-__all__ = ["dead_letter_headers", "event_headers", "schedule_headers"]
+__all__ = ["EVENT_HEADER_BYTES", "dead_letter_headers", "event_headers", "schedule_headers"]
+
+EVENT_HEADER_BYTES = 64 * 1024
+"""More than the headers that are ours add to an event: their longest are its subject and names of JetStream."""
 
 _OURS = "nex-"
 _SYSTEM = "nats-"
@@ -74,9 +77,9 @@ def _operation(headers: dict[str, str]) -> str:
 
 
 class _Object(msgspec.Struct):
-    name: str = ""
-    size: int = 0
-    digest: str = ""
+    name: Annotated[str, msgspec.Meta(max_length=4096)] = ""
+    size: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)] = 0
+    digest: Annotated[str, msgspec.Meta(max_length=256)] = ""
     deleted: bool = False
 
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import Callable, Mapping
 
-from nex.errors import DeadlineError, MachineError
+from nex.errors import DeadlineError, MachineError, UsageError
 from nex.node.policy import Order
 from nex.node.sources.base import Call, Source
 from nex.node.sources.caller import Caller
@@ -116,7 +116,7 @@ class Sources:
         async def call(subject: str, payload: bytes, headers: Mapping[str, str]) -> None:
             try:
                 await caller.call(index, subject, payload, headers)
-            except (MachineError, DeadlineError) as error:
+            except (MachineError, DeadlineError, UsageError) as error:
                 self._report(CallReport(trigger=label, failed=1, failures=(str(error),)))
                 raise
 

@@ -288,6 +288,8 @@ class StreamSource(Source):
             await self._call_patiently(event, call)
         except (CallFailed, DeadlineError) as error:
             await self._failed(event, str(error))
+        except UsageError as error:
+            await self._bury(event, f"the event cannot be passed on: {error}")
         except MachineError as error:
             self._slots.lost()
             await self._failed(event, str(error))
@@ -348,14 +350,30 @@ class StreamSource(Source):
     async def _send_dead_letter(self, subject: str, event: Delivered, text: str) -> None:
         workload = f"{self._where.namespace}/{self._where.name}"
         headers = dead_letter_headers(self._trigger, event, text, workload)
-        payload = event.msg.data
         stored = (await self._api.call("STREAM.NAMES", {"subject": subject})).get("streams")
         send = self._api.publish if stored else self._publish
-        try:
-            await send(subject, payload, headers)
-        except UsageError:  # with its headers it is larger than a message may be
-            await send(subject, b"", headers | {"Nex-Payload-Omitted": str(len(payload))})
+        *longer, shortest = _shortened(headers, event.msg.data)
+        for told, payload in longer:
+            try:
+                await send(subject, payload, told)
+            except UsageError:  # it is larger than a message may be
+                continue
+            except JetStreamError as error:  # or than one of that stream
+                if not error.is_too_large:
+                    raise
+            else:
+                return
+        told, payload = shortest
+        await send(subject, payload, told)
 
     async def _publish(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         await self._connection.publish(subject, payload, headers=headers)
         await self._connection.flush()
+
+
+def _shortened(headers: dict[str, str], payload: bytes) -> list[tuple[dict[str, str], bytes]]:
+    """A dead letter as it is, then without its payload, without headers that are not ours, and without either."""
+    ours = {name: value for name, value in headers.items() if name.startswith("Nex-") or name == "Nats-Msg-Id"}
+    no_payload = {"Nex-Payload-Omitted": str(len(payload))}
+    no_headers = ours | {"Nex-Headers-Omitted": str(len(headers) - len(ours))}
+    return [(headers, payload), (headers | no_payload, b""), (no_headers, payload), (no_headers | no_payload, b"")]
