@@ -33,11 +33,12 @@ async def test_the_examples_do_what_the_guide_says(
 ) -> None:
     api, buckets, objects = JetStream(connection), KeyValue(connection), ObjectStore(connection)
     await api.call("STREAM.CREATE.ORDERS", {"name": "ORDERS", "subjects": ["orders.new", "orders.paid"]})
+    await api.call("STREAM.CREATE.REPORTS", {"name": "REPORTS", "subjects": ["report.due"]})
     await api.call("STREAM.CREATE.FAILED", {"name": "FAILED", "subjects": ["failed.>"]})
     await buckets.ensure_bucket("SHOP", history=5)
     await objects.ensure_bucket("FILES")
     commands = deploys()
-    assert commands.keys() == {"order", "price", "upload", "tick"}
+    assert commands.keys() == {"order", "price", "upload", "tick", "nightly", "report"}
 
     async with connection.stream("$NEX.logs.default.>") as lines:
 
@@ -59,6 +60,8 @@ async def test_the_examples_do_what_the_guide_says(
         await objects.put("FILES", "README.md", ROOT / "README.md")
         await line(rf"README\.md has {(ROOT / 'README.md').stat().st_size} bytes")
         await line(r"it is 2\S*Z, says every:1000ms")
+        await connection.publish("report.now", b"")
+        await line(r"the report of 2\S*Z, try 1")
 
 
 def test_the_configuration_of_the_guide_can_be() -> None:
