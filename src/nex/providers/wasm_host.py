@@ -156,7 +156,7 @@ class HostFunctions:
             self._close(stream)
         return _encode(self._reply_headers) if self._reply_headers else b""
 
-    def function(self, name: str) -> Callable[[bytes], bytes]:
+    def function(self, name: str) -> Callable[[bytes | memoryview], bytes]:
         """The function behind an import: gets its parameters and gives its result, as `wasmtime_val_raw_t` has them.
 
         It may raise `MemoryFault`.
@@ -166,7 +166,7 @@ class HostFunctions:
         result = struct.Struct("<q" if what.result == "number" else "<i").pack
         run = self._maker(what, what.call) if what.call is not None else getattr(self, f"_{name}")
 
-        def function(raw: bytes) -> bytes:
+        def function(raw: bytes | memoryview) -> bytes:
             numbers = iter(values.unpack_from(raw))
             try:
                 given = run(*[self._read(kind, numbers) for _, kind in what.parameters])

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable, Mapping, Sequence
-from ctypes import PYFUNCTYPE, addressof, c_int64, c_size_t, c_void_p, memmove, string_at
+from ctypes import PYFUNCTYPE, addressof, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from wasmtime import _ffi as ffi
 
 from nex.providers.wasm_host import IMPORTS, MODULE, Ask, HostFunctions, MemoryFault
 from nex.providers.wasm_module import TABLE_ELEMENTS, TABLES
-from nex.providers.wasm_streams import Stopped, WasiFunctions
+from nex.providers.wasm_streams import ADDRESSES, EFAULT, PUT, OutsideMemory, Stopped, WasiFunctions
 
 __all__ = ["OutputTooLarge", "ProgramFailed", "WasmProgram"]
 
@@ -40,12 +40,12 @@ def _c(name: str, result: Any, *parameters: Any) -> Callable[..., Any]:
 _new_store = _c("wasmtime_store_new", c_void_p, c_void_p, c_void_p, c_void_p)
 _delete_store = _c("wasmtime_store_delete", None, c_void_p)
 _context_of = _c("wasmtime_store_context", c_void_p, c_void_p)
-_limit_store = _c("wasmtime_store_limiter", None, c_void_p, c_int64, c_int64, c_int64, c_int64, c_int64)
+_limit_store = _c("wasmtime_store_limiter", None, *[c_void_p] * 6)
 _new_wasi = _c("wasi_config_new", c_void_p)
 _set_wasi = _c("wasmtime_context_set_wasi", c_void_p, c_void_p, c_void_p)
 _instantiate = _c("wasmtime_instance_pre_instantiate", c_void_p, c_void_p, c_void_p, c_void_p, c_void_p)
-_export = _c("wasmtime_instance_export_get", ctypes.c_bool, c_void_p, c_void_p, ctypes.c_char_p, c_size_t, c_void_p)
-_call = _c("wasmtime_func_call_unchecked", c_void_p, c_void_p, c_void_p, c_void_p, c_size_t, c_void_p)
+_export = _c("wasmtime_instance_export_get", ctypes.c_bool, *[c_void_p] * 5)
+_call = _c("wasmtime_func_call_unchecked", c_void_p, *[c_void_p] * 5)
 _memory_address = _c("wasmtime_memory_data", c_void_p, c_void_p, c_void_p)
 _memory_size = _c("wasmtime_memory_data_size", c_size_t, c_void_p, c_void_p)
 _export_of_caller = _c("wasmtime_caller_export_get", ctypes.c_bool, c_void_p, ctypes.c_char_p, c_size_t, c_void_p)
@@ -97,7 +97,7 @@ class WasmProgram:
         self._context: int | None = None
         self._is_fresh = self._is_instantiated = False
         self._host: HostFunctions | None = None
-        self._functions: dict[str, Callable[[bytes], bytes]] = {}
+        self._functions: dict[str, Callable[[bytes | memoryview], bytes]] = {}
         self._failure: BaseException | None = None
         self.reply_headers = b""
 
@@ -256,15 +256,16 @@ class WasmProgram:
             return ""
         return f"; it had used {used / 2**20:.1f} MiB of the {self._memory_bytes / 2**20:g} MiB of memory it may use"
 
-    def _wasi_call(self, function: Callable[[int], bytes]) -> Callable[[int, int, int, int], int]:
+    def _wasi_call(self, function: Callable[[int], int]) -> Callable[[int, int, int, int], int]:
         def call(_data: int, caller: int, values: int, _count: int) -> int:
             if not self._has_memory:
                 self._find_memory(caller)
             try:
-                given = function(values)
+                PUT(ADDRESSES, values, function(values))
+            except OutsideMemory:
+                PUT(ADDRESSES, values, EFAULT)
             except Stopped as stopped:
                 return _trap(str(stopped).encode())
-            memmove(values, given, len(given))
             return 0
 
         return call
@@ -282,13 +283,13 @@ class WasmProgram:
             if not self._has_memory:
                 self._find_memory(caller)
             try:
-                given = self._functions[name](string_at(values, size))
+                given = self._functions[name](ADDRESSES[values : values + size])
             except MemoryFault as fault:
                 return _trap(f"{MODULE}.{name}: {fault}".encode())
             except BaseException as error:  # noqa: BLE001 - it cannot pass through the engine: `run` raises it
                 self._failure = error
                 return _trap(b"the host failed")
-            memmove(values, given, len(given))
+            ADDRESSES[values : values + len(given)] = given
             return 0
 
         return call

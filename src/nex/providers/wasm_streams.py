@@ -5,28 +5,36 @@ A program that imports no more of WASI than this needs nothing of wasmtime's, wh
 
 from __future__ import annotations
 
+import ctypes
 import struct
+import sys
 from collections.abc import Callable, Sequence
-from ctypes import string_at
 from typing import Final
 
-__all__ = ["Stopped", "WasiFunctions"]
+__all__ = ["ADDRESSES", "EFAULT", "PUT", "OutsideMemory", "Stopped", "WasiFunctions"]
 
-_EBADF = (8).to_bytes(4, "little")
-_EFAULT = (21).to_bytes(4, "little")
-_SUCCESS = bytes(4)
+ADDRESSES = memoryview((ctypes.c_ubyte * sys.maxsize).from_address(0)).cast("B")
+"""All that this process can address; who reads or writes what is not there dies of it."""
+PUT = struct.Struct("<I").pack_into
+"""``PUT(buffer, at, value)`` writes an i32."""
+
+EFAULT = 21
+_EBADF, _SUCCESS = 8, 0
 _STDIN, _STDOUT, _STDERR = 0, 1, 2
 _STDERR_BYTES = 65536
 # i32 arguments, each in a slot as wide as the largest value.
-_ONE = struct.Struct("<I12x")
-_TWO = struct.Struct("<I12xI12x")
-_FOUR = struct.Struct("<I12xI12xI12xI12x")
-_VECTOR = struct.Struct("<II")
-_SIZE = struct.Struct("<I")
+_ONE = struct.Struct("<I12x").unpack_from
+_TWO = struct.Struct("<I12xI12x").unpack_from
+_FOUR = struct.Struct("<I12xI12xI12xI12x").unpack_from
+_VECTOR = struct.Struct("<II").unpack_from
 
 
 class Stopped(Exception):  # noqa: N818 - reads as what happened
     """The run must end here; the text says why."""
+
+
+class OutsideMemory(Exception):  # noqa: N818
+    """The program has named a place that is not in its memory."""
 
 
 class WasiFunctions:
@@ -38,7 +46,7 @@ class WasiFunctions:
 
     def __init__(self, view: Callable[[], memoryview]) -> None:
         self._view = view
-        self.functions: Final[dict[str, tuple[int, bool, Callable[[int], bytes]]]] = {
+        self.functions: Final[dict[str, tuple[int, bool, Callable[[int], int]]]] = {
             "fd_read": (4, True, self._fd_read),
             "fd_write": (4, True, self._fd_write),
             "args_sizes_get": (2, True, lambda values: self._sizes(values, self._arguments)),
@@ -47,7 +55,10 @@ class WasiFunctions:
             "environ_get": (2, True, lambda values: self._get(values, self._environment)),
             "proc_exit": (1, False, self._proc_exit),
         }
-        """How many i32 each takes, whether it gives one back, and what does it, given the address of its arguments."""
+        """How many i32 each takes, whether it gives one back, and what does it, given the address of its arguments.
+
+        That raises `Stopped` where the run must end, `OutsideMemory` where the result is `EFAULT`.
+        """
         self.begin((), (), b"")
         self._memory = memoryview(b"")
 
@@ -72,85 +83,87 @@ class WasiFunctions:
         """There is an instance with a memory."""
         self._memory = self._view()
 
-    def _holds(self, end: int) -> bool:
-        """Whether the memory has bytes up to there; it may have grown."""
+    def _up_to(self, end: int) -> memoryview:
+        """The memory, if it has bytes up to there; it may have grown."""
         if end > len(self._memory):
             self.look()
-        return end <= len(self._memory)
+            if end > len(self._memory):
+                raise OutsideMemory
+        return self._memory
 
-    def _fd_read(self, values: int) -> bytes:
+    def _fd_read(self, values: int) -> int:
         """``fd_read(fd, iovs, count, read)``: from the input, for file 0."""
-        fd, vectors, count, total_at = _FOUR.unpack(string_at(values, 64))
+        fd, vector, count, total_at = _FOUR(ADDRESSES, values)
         if fd != _STDIN:
             return _EBADF
-        end = vectors + 8 * count
-        if not self._holds(max(end, total_at + 4)):
-            return _EFAULT
         memory = self._memory
-        start = position = self._read
-        for vector in range(vectors, end, 8):
-            at, length = _VECTOR.unpack_from(memory, vector)
-            if not self._holds(at + length):
-                return _EFAULT
+        end = vector + 8 * count
+        if end > len(memory) or total_at + 4 > len(memory):
+            memory = self._up_to(max(end, total_at + 4))
+        position = self._read
+        while vector < end:
+            at, length = _VECTOR(memory, vector)
+            if at + length > len(memory):
+                memory = self._up_to(at + length)
             piece = self._input[position : position + length]
-            if piece:
-                self._memory[at : at + len(piece)] = piece
-                position += len(piece)
-            if len(piece) < length:
+            size = len(piece)
+            memory[at : at + size] = piece
+            position += size
+            if size < length:
                 break
+            vector += 8
+        PUT(memory, total_at, position - self._read)
         self._read = position
-        _SIZE.pack_into(memory, total_at, position - start)
         return _SUCCESS
 
-    def _fd_write(self, values: int) -> bytes:
+    def _fd_write(self, values: int) -> int:
         """``fd_write(fd, iovs, count, written)``: to the output for file 1, to the log for file 2."""
-        fd, vectors, count, total_at = _FOUR.unpack(string_at(values, 64))
+        fd, vector, count, total_at = _FOUR(ADDRESSES, values)
         if fd not in (_STDOUT, _STDERR):
             return _EBADF
-        end = vectors + 8 * count
-        if not self._holds(max(end, total_at + 4)):
-            return _EFAULT
         memory = self._memory
+        end = vector + 8 * count
+        if end > len(memory) or total_at + 4 > len(memory):
+            memory = self._up_to(max(end, total_at + 4))
         total = 0
-        for vector in range(vectors, end, 8):
-            at, length = _VECTOR.unpack_from(memory, vector)
-            if not self._holds(at + length):
-                return _EFAULT
+        while vector < end:
+            at, length = _VECTOR(memory, vector)
+            if at + length > len(memory):
+                memory = self._up_to(at + length)
             total += length
+            vector += 8
             if fd == _STDERR:
-                self._on_stderr(bytes(self._memory[at : at + min(length, _STDERR_BYTES)]))
+                self._on_stderr(bytes(memory[at : at + min(length, _STDERR_BYTES)]))
                 continue
             self._written += length
             if self._written > self._output_bytes:
                 self.is_over = True
                 raise Stopped("too much output")
-            self.output.append(bytes(self._memory[at : at + length]))
-        _SIZE.pack_into(memory, total_at, total)
+            self.output.append(bytes(memory[at : at + length]))
+        PUT(memory, total_at, total)
         return _SUCCESS
 
-    def _sizes(self, values: int, strings: Sequence[bytes]) -> bytes:
+    def _sizes(self, values: int, strings: Sequence[bytes]) -> int:
         """``…_sizes_get(count, size)``: how many there are, and their bytes with a NUL behind each."""
-        count_at, size_at = _TWO.unpack(string_at(values, 32))
-        if not self._holds(max(count_at, size_at) + 4):
-            return _EFAULT
-        _SIZE.pack_into(self._memory, count_at, len(strings))
-        _SIZE.pack_into(self._memory, size_at, sum(map(len, strings)) + len(strings))
+        count_at, size_at = _TWO(ADDRESSES, values)
+        memory = self._up_to(max(count_at, size_at) + 4)
+        PUT(memory, count_at, len(strings))
+        PUT(memory, size_at, sum(map(len, strings)) + len(strings))
         return _SUCCESS
 
-    def _get(self, values: int, strings: Sequence[bytes]) -> bytes:
+    def _get(self, values: int, strings: Sequence[bytes]) -> int:
         """``…_get(pointers, bytes)``: the address of each, and all of them."""
-        pointers_at, at = _TWO.unpack(string_at(values, 32))
+        pointers_at, at = _TWO(ADDRESSES, values)
         total = sum(map(len, strings)) + len(strings)
-        if not self._holds(max(pointers_at + 4 * len(strings), at + total)):
-            return _EFAULT
+        memory = self._up_to(max(pointers_at + 4 * len(strings), at + total))
         for each in strings:
-            _SIZE.pack_into(self._memory, pointers_at, at)
-            self._memory[at : at + len(each) + 1] = each + b"\0"
+            PUT(memory, pointers_at, at)
+            memory[at : at + len(each) + 1] = each + b"\0"
             pointers_at += 4
             at += len(each) + 1
         return _SUCCESS
 
-    def _proc_exit(self, values: int) -> bytes:
+    def _proc_exit(self, values: int) -> int:
         """``proc_exit(code)``: the end of the run."""
-        (self.exit_code,) = _ONE.unpack(string_at(values, 16))
+        (self.exit_code,) = _ONE(ADDRESSES, values)
         raise Stopped("the program has ended itself")

@@ -122,6 +122,21 @@ async def test_reading_ends(run: Runner) -> None:
         assert (await call(b"x" * 30)).payload == b"\x0a"
 
 
+async def test_streams_reach_memory_that_has_grown(run: Runner) -> None:
+    text = f"""(module {FD_READ} {FD_WRITE} (memory (export "memory") 1)
+      (func (export "_start")
+        (drop (call $read (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 8)))
+        (drop (memory.grow (i32.const 2)))
+        (i32.store (i32.const 70000) (i32.const 140000)) (i32.store (i32.const 70004) (i32.const 100))
+        (drop (call $read (i32.const 0) (i32.const 70000) (i32.const 1) (i32.const 70004)))
+        (drop (memory.grow (i32.const 2)))
+        (i32.store (i32.const 200000) (i32.const 140000))
+        (i32.store (i32.const 200004) (i32.load (i32.const 70004)))
+        (drop (call $write (i32.const 1) (i32.const 200000) (i32.const 1) (i32.const 200008)))))"""
+    async with run(bytes(wasmtime.wat2wasm(text))) as call:
+        assert [(await call(payload)).payload for payload in (b"first", b"second")] == [b"first", b"second"]
+
+
 async def test_writing_while_the_instance_is_made(run: Runner) -> None:
     text = f"""(module {FD_WRITE} (memory (export "memory") 1)
       (data (i32.const 0) "\\10\\00\\00\\00\\02\\00\\00\\00")
