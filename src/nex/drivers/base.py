@@ -64,12 +64,14 @@ class Capabilities:
     """Asked before they are relied on.
 
     ``isolates``: strangers' code is safe inside. ``strength`` orders the drivers when the node may choose: the
-    strongest that works is taken. ``handshake_s`` is how long the agent of a new machine may take to report, slow
+    strongest that works is taken. ``shares_host``: they have the host's network and files; others have their streams
+    alone. ``handshake_s`` is how long the agent of a new machine may take to report, slow
     hosts included, before the machine counts as broken; ``ping_s`` how long an agent may take to answer a ping.
     """
 
     isolates: bool
     strength: int = 0
+    shares_host: bool = False
     handshake_s: float = 60.0
     ping_s: float = 5.0
 

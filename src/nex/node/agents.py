@@ -16,6 +16,7 @@ from nex.protocol.agent import (
     ArtifactRequest,
     CallReport,
     LogBatch,
+    PublicUser,
     Ready,
     ServiceExit,
     StartReply,
@@ -211,6 +212,18 @@ class AgentLink:
         """
         await self._answered("rehearse", b"", timeout_s)
         self.rehearsed = True
+
+    async def renew(self, user: PublicUser, timeout_s: float) -> None:
+        """Have the agent hear its triggers as another user of the public system.
+
+        Raises:
+            RefusedError: it cannot, with its own text; it goes on as the last one.
+            MachineError: the machine is gone.
+            DeadlineError: it did not answer in time.
+        """
+        answer = await self._answered("renew", user.encode(), timeout_s)
+        if answer.headers and (reason := answer.headers.get(ERROR_HEADER)):
+            raise RefusedError(reason)
 
     async def ping(self, timeout_s: float) -> bool:
         """Whether the agent answers."""

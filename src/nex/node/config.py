@@ -25,7 +25,17 @@ from nex.node.grants import BINDABLE, KINDS
 from nex.node.keys import AUTO, KEYS, Key
 from nex.node.kinds import AutostartEntry, Table, node_name
 
-__all__ = ["KEYS", "HostServices", "Key", "Leafnode", "NodeConfig", "NodeLimits", "WorkloadLimits", "resolve"]
+__all__ = [
+    "KEYS",
+    "HostServices",
+    "Key",
+    "Leafnode",
+    "NodeConfig",
+    "NodeLimits",
+    "WorkloadLimits",
+    "WorkloadUsers",
+    "resolve",
+]
 
 DEFAULT_FILE = Path("config.json")
 
@@ -62,6 +72,14 @@ class Leafnode:
 
     urls: tuple[str, ...] = field(default=(), repr=False)
     credentials: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadUsers:
+    """What signs users of the public system for functions; no file means that nothing does."""
+
+    signing_seed_file: Path | None = None
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +130,7 @@ class NodeConfig:
     agent_start_timeout_ms: int = 30000
     stop_grace_ms: int = 5000
     leafnode: Leafnode = Leafnode()
+    workload_users: WorkloadUsers = WorkloadUsers()
     host_services: HostServices = field(default_factory=HostServices)
     autostart: tuple[AutostartEntry, ...] = ()
     unused: tuple[str, ...] = ()
@@ -259,6 +278,7 @@ def _assemble(found: _Found, environ: Mapping[str, str]) -> NodeConfig:
         node_limits=NodeLimits(**groups["node_limits"]),
         workload_limits=WorkloadLimits(**groups["workload_limits"]),
         leafnode=Leafnode(**groups["leafnode"]),
+        workload_users=WorkloadUsers(**groups["workload_users"]),
         host_services=HostServices(**groups["host_services"]),
         autostart=groups["autostart"]["workloads"],
         unused=tuple(sorted(name for name in found.values if not _BY_NAME[name].effective)),
@@ -279,6 +299,8 @@ def _check_together(values: Mapping[str, Any], found: _Found) -> None:
         found.wrong("host_services.nats_user_jwt", "needs host_services.nats_user_seed")
     if values["leafnode.credentials"] and not values["leafnode.urls"]:
         found.wrong("leafnode.credentials", "needs leafnode.urls")
+    if values["workload_users.account"] and not values["workload_users.signing_seed_file"]:
+        found.wrong("workload_users.account", "needs workload_users.signing_seed_file")
     for index, entry in enumerate(values["autostart.workloads"]):
         if entry.type not in (values["workload_types"] or ("native",)):
             found.wrong("autostart.workloads", f"entry {index}: type {entry.type!r} is not in workload_types")

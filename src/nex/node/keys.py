@@ -74,6 +74,13 @@ def _issuer(text: str) -> None:
         raise ValueError(f"holds {text!r}, which is no public key") from None
 
 
+def _account(text: str) -> None:
+    try:
+        check_public(text, "account")
+    except KeyFormatError:
+        raise ValueError(f"holds {text!r}, which is no public key of an account") from None
+
+
 def _driver(text: str) -> None:
     known = (AUTO, *registry.names())
     if text not in known:
@@ -247,6 +254,15 @@ KEYS: tuple[Key, ...] = (
     Key("stop_grace_ms", Integer(0, 3600 * 1000), 5000, "Time between TERM and KILL when a workload is stopped."),
     Key("leafnode.urls", TextList(), (), "Leaf node URLs of the public system: triggers then need no bridge.", "[]"),
     Key("leafnode.credentials", PathName(), None, "Credentials file for that.", "none"),
+    Key(
+        "workload_users.signing_seed_file",
+        PathName(),
+        None,
+        "File with the seed of a key that signs users of an account of the public system: triggers of functions then "
+        "need neither leaf node nor bridge.",
+        "none",
+    ),
+    Key("workload_users.account", Text(_account), "", "Public key of that account, if the seed is not its own."),
     Key("host_services.nats_url", Text(), "", "Where host services are, if not on the node's own system."),
     Key("host_services.nats_user_jwt", Text(), "", "User JWT for that."),
     Key("host_services.nats_user_seed", Text(), "", "Seed of that user; without a JWT it is used as an nkey."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from nex.node.agents import AgentLink
 from nex.node.artifacts import Artifact, Artifacts
@@ -16,11 +17,24 @@ from nex.node.services import Services
 from nex.node.sources.sources import subscriptions as events
 from nex.node.state import State
 from nex.node.triggers import Bridge, Route
+from nex.node.users import PublicUsers
 from nex.protocol.agent import StartRequest, Subscription
 from nex.protocol.subjects import queue_group
 from nex.security.xkeys import CurveKey, open_environment
 
-__all__ = ["Means", "start_request"]
+__all__ = ["Means", "Way", "start_request"]
+
+
+class Way(StrEnum):
+    """How the messages of a function's subjects reach its agent.
+
+    USERS: the agent hears them on the public system. LEAF: on the private server, which joins that. BRIDGE: the node
+    passes them on.
+    """
+
+    USERS = "users"
+    LEAF = "leaf"
+    BRIDGE = "bridge"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +51,15 @@ class Means:
     publisher: Publisher
     services: Services
     leaf: LeafLink | None
+    users: PublicUsers | None
+
+    def way(self, order: Order) -> Way:
+        """The shortest way to an agent that starts this now."""
+        if not order.request.trigger_subjects or order.connections.triggers is not None:
+            return Way.BRIDGE
+        if self.users is not None and self.users.is_up:
+            return Way.USERS
+        return Way.LEAF if self.leaf is not None and self.leaf.is_up else Way.BRIDGE
 
     @property
     def denied(self) -> tuple[str, ...]:
@@ -45,7 +68,7 @@ class Means:
 
 
 def start_request(
-    means: Means, workload_id: str, order: Order, artifact: Artifact, link: AgentLink, *, direct: bool
+    means: Means, workload_id: str, order: Order, artifact: Artifact, link: AgentLink, way: Way
 ) -> StartRequest:
     """The order for an agent to start a workload; its environment is in clear from here on.
 
@@ -55,7 +78,7 @@ def start_request(
         order: the deploy.
         artifact: its artifact.
         link: the agent's.
-        direct: the agent hears the triggers itself on the leaf link; otherwise the bridge passes them on.
+        way: of its triggers.
 
     Raises:
         SealError: the environment cannot be opened any more.
@@ -64,11 +87,15 @@ def start_request(
     request = order.request
     triggers = request.trigger_subjects
     subscriptions = Route.subscriptions(link.id, triggers)
-    data = None
-    if direct:
+    data = public = None
+    if way is not Way.BRIDGE:
         queue = queue_group(order.namespace, order.name)
         subscriptions = tuple(Subscription(trigger=t, subject=t, queue=queue) for t in triggers)
-        data = means.plane.data_credentials(link.id, [(trigger, queue) for trigger in triggers])
+        hears = [(trigger, queue) for trigger in triggers]
+        if means.users is not None and way is Way.USERS:
+            public = means.users.sign(link.id, hears)
+        else:
+            data = means.plane.data_credentials(link.id, hears)
     return StartRequest(
         workload_id=workload_id,
         namespace=order.namespace,
@@ -81,5 +108,6 @@ def start_request(
         limits=order.limits,
         subscriptions=subscriptions,
         data=data,
+        public=public,
         events=events(link.id, len(triggers), request.triggers),
     )

@@ -31,6 +31,7 @@ from nex.node.sources.events import EVENT_HEADER_BYTES
 from nex.node.standing import Standing
 from nex.node.state import State
 from nex.node.triggers import Bridge
+from nex.node.users import PublicUsers
 from nex.node.workloads import Workloads
 from nex.protocol import events
 from nex.tasks import TaskOwner
@@ -178,6 +179,7 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         publisher=Publisher(public, node_key.public),
         services=services,
         leaf=LeafLink(plane) if config.leafnode.urls else None,
+        users=await PublicUsers.of(config.workload_users, connect, driver, denied=denied),
     )
     workloads = Workloads(means, Rules(config, xkey, node_key.public, public.max_payload), autostart_key)
     stack.push_async_callback(workloads.aclose)
@@ -244,6 +246,9 @@ class _Node:
                 group.create_task(self._watch_public()),
                 group.create_task(_stop_at_once(signals)),
             ]
+            if means.users is not None:
+                await means.users.check()
+                loops.append(group.create_task(means.users.run()))
             if means.leaf is not None:
                 await means.leaf.wait()
                 loops.append(group.create_task(means.leaf.run()))

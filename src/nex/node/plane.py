@@ -180,7 +180,7 @@ class Plane:
         ).encode()
 
     def data_credentials(self, machine_id: str, subscriptions: Iterable[tuple[str, str]]) -> Credentials:
-        """What lets a machine hear these (subject, queue group) of the public system itself."""
+        """What lets a machine hear these (subject, queue group) over the leaf link."""
         return self._credentials(*self._authority.data_user(machine_id, subscriptions, denied=self._denied))
 
     def _credentials(self, jwt: str, seed: str, secret: bytes = b"") -> Credentials:

@@ -17,7 +17,7 @@ from nex.node.agents import AgentLink
 from nex.node.artifacts import Artifact
 from nex.node.lifecycle import Command, Event, Phase
 from nex.node.limits import LIMITS, exceeded_text
-from nex.node.means import Means, start_request
+from nex.node.means import Means, Way, start_request
 from nex.node.policy import Order
 from nex.node.publisher import Subject
 from nex.node.services import Access, answer
@@ -281,26 +281,31 @@ class Workload:
 
     async def _start_in(self, link: AgentLink, artifact: Artifact, access: Access) -> None:
         means = self._means
-        elsewhere = self.order.connections.triggers is not None
-        subjects = self.order.request.trigger_subjects
-        direct = means.leaf is not None and means.leaf.is_up and bool(subjects) and not elsewhere
+        way = means.way(self.order)
         saving = self._tasks.start(self._save(), name="save")
         try:
-            request = start_request(means, self.id, self.order, artifact, link, direct=direct)
+            request = start_request(means, self.id, self.order, artifact, link, way)
             await link.machine.restrict(self.order.share)
             await link.start(request, artifact.path, self, timeout_s=request.limits.start_s + _START_SLACK_S)
         except MachineError as error:
             if reason := self._exceeded(link):  # another machine would not change that
                 raise RefusedError(reason) from error
             raise
+        except RefusedError as error:
+            if way is Way.USERS and means.users is not None and not await means.users.check():
+                raise MachineError(str(error)) from error  # by another way it may start
+            raise
         finally:
             await asyncio.wait((saving,))
         if (unsaved := saving.result()) is not None:
             raise unsaved
-        if direct:
-            await self._route.close()
-        else:
+        if way is Way.BRIDGE:
             await self._route.attach(link, access.triggers)
+        else:
+            await self._route.close()
+        if means.users is not None and way is Way.USERS:
+            hears = [(one.subject, one.queue) for one in request.subscriptions]
+            self._tasks.start(means.users.keep(link, hears), name="users")
         if self._sources is not None:
             await self._sources.attach(means.plane.connection, link.id)
 

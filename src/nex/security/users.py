@@ -17,7 +17,7 @@ __all__ = [
     "SPARE_SUBSCRIPTIONS",
     "UNLIMITED",
     "VERSION",
-    "WorkloadUsers",
+    "UserSigner",
     "check_words",
     "permissions",
     "sign_user",
@@ -40,7 +40,7 @@ _NOTHING: Final = "_NOTHING"
 _NEVER_HEARD: Final = ("$SYS.>", "$JS.>", "$NEX.>")
 
 
-class WorkloadUsers:
+class UserSigner:
     """Signs users of an account of the public system for the machines of functions. Its repr shows no seed.
 
     Args:
@@ -71,7 +71,7 @@ class WorkloadUsers:
         return sign_user(self._key, f"nex-{machine_id}", rights, expires=int(time.time() + life_s))
 
     def __repr__(self) -> str:
-        return f"WorkloadUsers({self.account})"
+        return f"UserSigner({self.account})"
 
 
 def sign_user(account: SigningKey, name: str, rights: Mapping[str, Any], *, expires: int = 0) -> tuple[str, str]:

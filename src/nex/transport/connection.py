@@ -441,7 +441,7 @@ class _OpenFailedError(Exception):
 
 
 def _why(failures: list[Exception], options: ConnectOptions) -> NexError:
-    names = ", ".join(_without_secrets(server) for server in options.servers)
+    names = ", ".join(options.addresses)
     for error in failures:
         if isinstance(error, errors.Error) and _AUTHORIZATION.search(str(error)):
             text = str(error).removeprefix("nats: ").strip("' ")
@@ -463,8 +463,3 @@ def _words(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror:
         return error.strerror.lower()
     return str(error).removeprefix("nats: ") or type(error).__name__
-
-
-def _without_secrets(server: str) -> str:
-    scheme, mark, rest = server.rpartition("://")
-    return scheme + mark + rest.rpartition("@")[2]

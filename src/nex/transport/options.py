@@ -79,6 +79,11 @@ class ConnectOptions:
         files = self.tls_cert or self.tls_key or self.tls_ca
         return bool(files) or self.tls_first or any(s.startswith(("tls://", "wss://")) for s in self.servers)
 
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """The servers without credentials."""
+        return tuple(_without_credentials(server) for server in self.servers)
+
 
 def from_context(name: str, *, environ: Mapping[str, str] | None = None) -> ConnectOptions:
     """Read a context that the ``nats`` command has saved.
@@ -92,6 +97,11 @@ def from_context(name: str, *, environ: Mapping[str, str] | None = None) -> Conn
     """
     environment = os.environ if environ is None else environ
     return _read_context(_context_path(name, environment), environment)
+
+
+def _without_credentials(server: str) -> str:
+    scheme, mark, rest = server.rpartition("://")
+    return scheme + mark + rest.rpartition("@")[2]
 
 
 def _context_path(name: str, environ: Mapping[str, str]) -> Path:

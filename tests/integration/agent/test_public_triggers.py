@@ -11,7 +11,7 @@ import pytest_asyncio
 from nex.drivers.process.machine import ProcessMachine
 from nex.errors import NexError
 from nex.protocol.agent import Limits, PublicUser, StartReply, Subscription
-from nex.security.users import WorkloadUsers
+from nex.security.users import UserSigner
 from nex.testing.operators import OperatorSystem
 from nex.testing.plane import Plane
 from nex.transport.connection import Connection, Msg
@@ -34,7 +34,7 @@ class Public:
         self.keys = OperatorSystem()
         self.port = -1
         self._running = contextlib.AsyncExitStack()
-        self._signer = WorkloadUsers(self.keys.signing, self.keys.account.public)
+        self._signer = UserSigner(self.keys.signing, self.keys.account.public)
 
     @property
     def url(self) -> str:

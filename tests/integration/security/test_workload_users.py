@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from nex.errors import NexError, RefusedError, UnreachableError
 from nex.security.keys import SigningKey
-from nex.security.users import SPARE_SUBSCRIPTIONS, WorkloadUsers
+from nex.security.users import SPARE_SUBSCRIPTIONS, UserSigner
 from nex.testing.operators import OperatorSystem
 from nex.transport.connection import Connection
 from nex.transport.message import Msg
@@ -27,7 +27,7 @@ class System:
     def __init__(self, keys: OperatorSystem, server: NatsServer, stack: contextlib.AsyncExitStack) -> None:
         self.keys = keys
         self.server = server
-        self.users = WorkloadUsers(keys.signing, keys.account.public)
+        self.users = UserSigner(keys.signing, keys.account.public)
         self._stack = stack
 
     async def connect(self, user: tuple[str, str], events: list[str] | None = None) -> Connection:
@@ -153,28 +153,28 @@ async def test_the_server_ends_a_user_whose_time_is_over(system: System) -> None
 @pytest.mark.parametrize(
     "signer",
     [
-        lambda keys: WorkloadUsers(SigningKey.create("account"), keys.account.public),
-        lambda _keys: WorkloadUsers(SigningKey.create("account")),
-        lambda keys: WorkloadUsers(keys.signing),
+        lambda keys: UserSigner(SigningKey.create("account"), keys.account.public),
+        lambda _keys: UserSigner(SigningKey.create("account")),
+        lambda keys: UserSigner(keys.signing),
     ],
     ids=["a stranger's key", "a stranger's account", "a signing key that names no account"],
 )
 async def test_users_that_others_sign_are_refused(
-    system: System, signer: Callable[[OperatorSystem], WorkloadUsers]
+    system: System, signer: Callable[[OperatorSystem], UserSigner]
 ) -> None:
     with pytest.raises(RefusedError):
         await system.connect(signer(system.keys).user("m1", QUEUED, life_s=60))
 
 
 async def test_the_accounts_own_key_signs_too(system: System) -> None:
-    users = WorkloadUsers(system.keys.account)
+    users = UserSigner(system.keys.account)
     await system.connect(users.user("m1", QUEUED, life_s=60))
     assert users.account == system.keys.account.public
     assert system.keys.account.seed() not in repr(users)
 
 
 def test_white_space_cannot_widen_a_permission() -> None:
-    users = WorkloadUsers(SigningKey.create("account"))
+    users = UserSigner(SigningKey.create("account"))
     for machine, subject, queue in (("m 1", "a", ""), ("m1", "a >", ""), ("m1", "a", "q\tr")):
         with pytest.raises(ValueError, match="white space"):
             users.user(machine, [(subject, queue)], life_s=60)

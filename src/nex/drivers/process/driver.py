@@ -32,7 +32,7 @@ class ProcessDriver(Driver):
     """Forks agents from one fork server, which is started by `open` and replaced if it ends."""
 
     name: ClassVar[str] = "process"
-    capabilities: ClassVar[Capabilities] = Capabilities(isolates=False, handshake_s=20.0, ping_s=0.75)
+    capabilities: ClassVar[Capabilities] = Capabilities(isolates=False, shares_host=True, handshake_s=20.0, ping_s=0.75)
 
     def __init__(self, context: DriverContext) -> None:
         super().__init__(context)

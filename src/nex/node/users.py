@@ -1,0 +1,179 @@
+"""Users of the public system for the agents of functions, signed by the node: nobody stands between the two then.
+
+An operator who runs the public system with JWTs can give a node a key that signs for an account. Each function's agent
+is a user of that account for a while: it hears its own triggers and answers. Before the time of one is over, there is
+the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from nex.drivers.base import Driver
+from nex.errors import NexError, UnreachableError, UsageError
+from nex.node.agents import AgentLink
+from nex.node.config import WorkloadUsers
+from nex.protocol.agent import PublicUser
+from nex.security.keys import SigningKey, exposure, read_seed
+from nex.security.users import UserSigner
+from nex.telemetry.logs import Log
+from nex.transport.connection import Connection
+from nex.transport.options import ConnectOptions
+
+__all__ = ["PublicUsers", "read_signer"]
+
+_log = Log("node.users")
+_LIFE_S = 3600.0
+"""How long a user is good. What leaks from a machine is of no use for longer; half of it is enough for a public system
+that is away, and for a host whose clock is minutes off."""
+_TRIES = 60
+"""How often in its life another is tried to be given to an agent that could not take it."""
+_TIMEOUT_S = 30.0
+_PATIENCE_S = 5.0
+_WATCH_EVERY_S = 60.0
+_REMEDY = (
+    "check that workload_users.signing_seed_file holds a key of workload_users.account, with no role of its own, "
+    "and that the public system knows that account"
+)
+
+
+class PublicUsers:
+    """Signs and renews them. ``is_up`` decides how the next workload gets its messages.
+
+    Args:
+        signer: of the account.
+        public: how the node reaches the public system. Its servers and whom they are trusted by are told to machines,
+            its credentials are not.
+        denied: subjects that no machine may hear.
+    """
+
+    def __init__(self, signer: UserSigner, public: ConnectOptions, *, denied: Iterable[str] = ()) -> None:
+        self._signer = signer
+        self._public = public
+        self._denied = tuple(denied)
+        self._said: str | None = None
+        self.is_up = False
+
+    @classmethod
+    async def of(
+        cls, config: WorkloadUsers, public: ConnectOptions, driver: Driver, *, denied: Iterable[str]
+    ) -> PublicUsers | None:
+        """As the configuration has it; None, and the log says why, where machines could not connect as such users.
+
+        Raises:
+            NexError: the file holds no seed of an account, or cannot be read.
+        """
+        if config.signing_seed_file is None:
+            return None
+        signer = await asyncio.to_thread(read_signer, config)
+        if why := _obstacle(public, driver):
+            _log.warn("users_left", f"workload_users is not used, triggers come by leaf node or bridge: {why}")
+            return None
+        return cls(signer, public, denied=denied)
+
+    def sign(self, machine_id: str, subscriptions: Iterable[tuple[str, str]]) -> PublicUser:
+        """A new user who may hear these (subject, queue group), and answer."""
+        jwt, seed = self._signer.user(machine_id, subscriptions, denied=self._denied, life_s=_LIFE_S)
+        ca = self._public.tls_ca
+        return PublicUser(
+            servers=self._public.addresses,
+            jwt=jwt,
+            seed=seed,
+            tls_ca=str(ca.expanduser().absolute()) if ca is not None else "",
+            tls_first=self._public.tls_first,
+        )
+
+    async def keep(self, link: AgentLink, subscriptions: Collection[tuple[str, str]]) -> None:
+        """Give the agent another user whenever half the life of one is over, until its machine has ended."""
+        wait_s = _LIFE_S / 2
+        while not await _is_lost_within(link, wait_s):
+            wait_s = _LIFE_S / 2
+            try:
+                await link.renew(self.sign(link.id, subscriptions), _TIMEOUT_S)
+            except NexError as error:
+                wait_s = _LIFE_S / _TRIES
+                if not link.lost.is_set():
+                    text = f"an agent could not take another user of the public system: {error}"
+                    _log.warn("user_not_renewed", text, machine=link.id)
+
+    async def run(self) -> None:
+        """Look whether the public system still takes them; ends only by cancellation."""
+        while True:
+            await asyncio.sleep(_WATCH_EVERY_S)
+            await self.check()
+
+    async def check(self) -> bool:
+        """Whether the public system takes a user who may do nothing. One that is away has not said no."""
+        user = self.sign("probe", ())
+        options = ConnectOptions(
+            servers=user.servers,
+            name="nex node (probe)",
+            jwt=user.jwt,
+            seed=user.seed,
+            tls_ca=Path(user.tls_ca) if user.tls_ca else None,
+            tls_first=user.tls_first,
+            timeout_s=_PATIENCE_S,
+        )
+        try:
+            async with await Connection.open(options):
+                self.is_up = True
+        except UnreachableError as error:
+            self._say(f"the public system cannot be asked: {error}")
+        except NexError as error:
+            self.is_up = False
+            self._say(str(error))
+        else:
+            self._say("")
+        return self.is_up
+
+    def _say(self, trouble: str) -> None:
+        """Tell the log, if it is news."""
+        if trouble == self._said:
+            return
+        self._said = trouble
+        account = self._signer.account
+        if trouble:
+            text = f"the public system does not take users that are signed here for account {account}: {trouble}"
+            _log.warn("users_down", text, remedy=_REMEDY)
+        else:
+            text = f"functions hear their triggers on the public system itself, as users of account {account}"
+            _log.info("users_up", text)
+
+
+def read_signer(config: WorkloadUsers) -> UserSigner:
+    """What signs them. Reads the file.
+
+    Raises:
+        NexError: the file holds no seed of an account, or cannot be read.
+    """
+    path = config.signing_seed_file
+    if path is None:
+        raise UsageError("workload_users.signing_seed_file is not set")
+    if warning := exposure(path):
+        _log.warn("key_exposed", warning)
+    key = SigningKey.from_seed(read_seed(path))
+    if key.kind != "account":
+        raise UsageError(
+            f"{path} holds a key of kind {key.kind}, not account",
+            hint="set workload_users.signing_seed_file to a file with a seed that begins with SA",
+        )
+    return UserSigner(key, config.account)
+
+
+def _obstacle(public: ConnectOptions, driver: Driver) -> str:
+    """Why machines cannot connect to the public system themselves; empty if they can."""
+    if not driver.capabilities.shares_host:
+        return f"machines of the driver {driver.name} have no network but their streams to the private server"
+    if public.tls_cert is not None:
+        return "the node shows the public system a certificate of its own, which is not for machines"
+    return ""
+
+
+async def _is_lost_within(link: AgentLink, wait_s: float) -> bool:
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            await link.lost.wait()
+    return link.lost.is_set()

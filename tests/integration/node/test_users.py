@@ -1,0 +1,178 @@
+"""Triggers that functions hear on the public system themselves, as users whom the node signs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from nex.drivers.base import DriverContext
+from nex.drivers.process.driver import ProcessDriver
+from nex.errors import UsageError
+from nex.node import users
+from nex.node.config import WorkloadUsers
+from nex.protocol.agent import ERROR_HEADER
+from nex.security.keys import SigningKey, write_seed
+from nex.testing.operators import OperatorSystem
+from nex.transport.options import ConnectOptions
+from nex.transport.server import NatsServer
+
+from .conftest import Start
+
+SLOW = b"""(subject, payload) => new Promise((done) => setTimeout(done, 20, payload))"""
+
+
+@pytest.fixture(scope="module")
+def keys() -> OperatorSystem:
+    return OperatorSystem()
+
+
+@pytest_asyncio.fixture
+async def public(keys: OperatorSystem) -> AsyncGenerator[NatsServer]:
+    """The public system, in operator mode."""
+    async with keys.server() as running:
+        yield running
+
+
+@pytest.fixture
+def options(public: NatsServer, keys: OperatorSystem, tmp_path: Path) -> ConnectOptions:
+    """How nodes and clients reach it: as a user of the account."""
+    return ConnectOptions(servers=(public.client_url,), name="test", creds=keys.credentials(tmp_path / "node.creds"))
+
+
+@pytest.fixture
+def seed_file(keys: OperatorSystem, tmp_path: Path) -> Path:
+    path = tmp_path / "users.nk"
+    write_seed(path, keys.signing.seed())
+    return path
+
+
+@pytest.fixture
+def flags(keys: OperatorSystem, seed_file: Path) -> dict[str, object]:
+    return {"workload_users.signing_seed_file": seed_file, "workload_users.account": keys.account.public}
+
+
+def actions(caplog: pytest.LogCaptureFixture) -> set[str]:
+    return {getattr(record, "action", "") for record in caplog.records}
+
+
+async def test_triggers_go_straight_to_the_agent(
+    start: Start, flags: dict[str, object], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level("INFO", "nex.node.users")
+    bridged: list[object] = []
+    monkeypatch.setattr("nex.node.triggers.Route.attach", lambda *a: bridged.append(a))
+    async with start(**flags) as driven:
+        reply = await driven.deploy(await driven.request(b"(s, p) => { if (!p.length) throw 1; return s }"))
+
+        good, failed = await driven.call("fn.echo"), await driven.call("fn.echo", b"")
+        await driven.heard.wait_event("function_exec_succeeded")
+        driven.kill_machines(busy=True)
+        await driven.answers("fn.echo")
+        await driven.stop(reply.id, "echo")
+
+    assert good.data == b'"fn.echo"'
+    assert ERROR_HEADER in (failed.headers or {})
+    assert "users_up" in actions(caplog)
+    assert bridged == []
+
+
+async def test_users_are_renewed_while_calls_come(
+    start: Start, flags: dict[str, object], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(users, "_LIFE_S", 4.0)
+    async with start(**flags) as driven:
+        await driven.deploy(await driven.request(SLOW, type="v8"))
+        (machine,) = (await driven.info()).machines
+        loop = asyncio.get_running_loop()
+        end = loop.time() + 9
+
+        async def ask(number: int) -> int:
+            answered = 0
+            while loop.time() < end:
+                payload = f"{number} {answered}".encode()
+                assert (await driven.call("fn.echo", payload)).data == payload
+                answered += 1
+            return answered
+
+        counts = await asyncio.gather(*(ask(number) for number in range(4)))
+        (same,) = (await driven.info()).machines
+        ended = driven.heard.of("workload_undeployed")
+
+    assert min(counts) > 20
+    assert same.id == machine.id
+    assert not ended
+    assert "user_not_renewed" not in actions(caplog)
+    assert "machine_lost" not in actions(caplog)
+
+
+@pytest.mark.parametrize("whose", ["a stranger's", "no signing key's account"])
+async def test_a_system_that_takes_no_such_users_is_bridged(
+    start: Start, flags: dict[str, object], tmp_path: Path, caplog: pytest.LogCaptureFixture, whose: str
+) -> None:
+    if whose == "a stranger's":
+        write_seed(tmp_path / "other.nk", SigningKey.create("account").seed())
+        flags = {**flags, "workload_users.signing_seed_file": tmp_path / "other.nk"}
+    else:
+        flags = {name: value for name, value in flags.items() if name != "workload_users.account"}
+    async with start(**flags) as driven:
+        await driven.deploy(await driven.request(b"(s, p) => s"))
+
+        assert (await driven.call("fn.echo")).data == b'"fn.echo"'
+
+    (warning,) = [record for record in caplog.records if getattr(record, "action", "") == "users_down"]
+    assert "refused our credentials" in warning.getMessage()
+
+
+async def test_a_key_that_is_taken_back_meanwhile_is_found_out_by_the_next_deploy(
+    start: Start, flags: dict[str, object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with start(**flags) as driven:
+        monkeypatch.setattr(users, "_LIFE_S", -1.0)  # as good as taken back: no server takes them
+        await driven.deploy(await driven.request(b"(s, p) => s"))
+
+        assert (await driven.call("fn.echo")).data == b'"fn.echo"'
+
+    assert {"users_down", "start_again"} <= actions(caplog)
+
+
+async def test_a_file_that_holds_no_such_seed_keeps_the_node_from_starting(
+    start: Start, flags: dict[str, object], tmp_path: Path
+) -> None:
+    path = tmp_path / "wrong.nk"
+    write_seed(path, SigningKey.create("user").seed())
+    with pytest.raises(UsageError, match="kind user, not account"):
+        async with start(**{**flags, "workload_users.signing_seed_file": path}):
+            pass
+    with pytest.raises(UsageError, match="cannot read the key file"):
+        async with start(**{**flags, "workload_users.signing_seed_file": tmp_path / "none.nk"}):
+            pass
+
+
+async def test_a_node_with_a_certificate_of_its_own_keeps_it(
+    options: ConnectOptions, seed_file: Path, keys: OperatorSystem, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    driver = ProcessDriver(DriverContext(tmp_path / "state"))
+    config = WorkloadUsers(seed_file, keys.account.public)
+    shown = replace(options, tls_cert=tmp_path / "node.pem")
+
+    assert await users.PublicUsers.of(config, shown, driver, denied=()) is None
+    assert "users_left" in actions(caplog)
+    assert await users.PublicUsers.of(config, options, driver, denied=()) is not None
+
+
+async def test_no_secret_is_told(
+    start: Start, flags: dict[str, object], keys: OperatorSystem, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG", "nex")
+    async with start(**flags) as driven:
+        await driven.deploy(await driven.request(b"(s, p) => s"))
+        assert (await driven.call("fn.echo")).data == b'"fn.echo"'
+        shown = repr(driven.config)
+
+    assert keys.signing.seed() not in caplog.text + shown
+    assert "eyJ0eXAi" not in caplog.text + shown
