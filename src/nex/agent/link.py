@@ -12,6 +12,7 @@ from nex.transport.options import ConnectOptions, Greeting
 __all__ = ["connect", "connect_public"]
 
 _PATIENCE_S = 30.0  # an emulated machine on a busy host; whether an agent is too late is for its node to say
+_PING_S = 120.0  # each wakes us and the server; that is on our host, and goes together with the stream
 _PUBLIC_PATIENCE_S = 5.0  # for each server; the machine shares the host's network
 
 
@@ -39,6 +40,7 @@ async def connect(
         stream=stream,
         greeting=greeting,
         timeout_s=_PATIENCE_S,
+        ping_s=_PING_S,
     )
     return await Connection.open(options)
 

@@ -28,7 +28,6 @@ __all__ = ["Connection", "Lull", "Msg", "Subscription"]
 
 _RECONNECT_WAIT_S = 0.25
 _RECONNECT_ATTEMPTS = 20  # about five seconds without any server, unless we reconnect for ever
-_PING_EVERY_S = 20
 _CLOSE_TIMEOUT_S = 5.0
 _FLUSH_TIMEOUT_S = 10.0
 _REFUSED = re.compile(r'permissions violation for (publish|subscription) to "([^"]*)"(?: using queue "([^"]*)")?')
@@ -338,7 +337,11 @@ class Connection:
         if any(s.startswith(("ws://", "wss://")) for s in options.servers):
             raise UsageError("WebSocket URLs are not supported", hint="use nats:// or tls://")
         # The library says whole seconds; parts of seconds work as well.
-        seconds: dict[str, Any] = {"connect_timeout": options.timeout_s, "reconnect_time_wait": _RECONNECT_WAIT_S}
+        seconds: dict[str, Any] = {
+            "connect_timeout": options.timeout_s,
+            "reconnect_time_wait": _RECONNECT_WAIT_S,
+            "ping_interval": options.ping_s,
+        }
         try:
             await self._wire.connect(
                 servers=list(options.servers),
@@ -349,7 +352,6 @@ class Connection:
                 closed_cb=self._on_closed,
                 allow_reconnect=options.stream is None,
                 max_reconnect_attempts=-1 if forever else _RECONNECT_ATTEMPTS,
-                ping_interval=_PING_EVERY_S,
                 inbox_prefix=options.inbox_prefix,
                 **seconds,
                 **arguments,

@@ -48,6 +48,7 @@ class ConnectOptions:
         inbox_prefix: where replies to our requests go.
         domain: JetStream domain of the artifacts.
         timeout_s: how long connecting to one server, and a request, may take unless told otherwise.
+        ping_s: how often the server is asked whether it is still there; after three times without an answer, it is not.
         stream: gives the number of a file that is connected to a server, to be owned by the connection. It is used
             instead of a socket of our own; the server's URL is only a name then. When it ends, the connection is closed
             for good.
@@ -70,6 +71,7 @@ class ConnectOptions:
     inbox_prefix: str = "_INBOX"
     domain: str = ""
     timeout_s: float = 2.0
+    ping_s: float = 20.0
     stream: Callable[[], Awaitable[int]] | None = field(default=None, repr=False)
     greeting: Greeting | None = field(default=None, repr=False)
 

@@ -10,7 +10,7 @@ import shutil
 import sys
 import sysconfig
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from nex.errors import MachineError, UsageError
@@ -77,7 +77,7 @@ class NatsServer:
         folder: Path,
         *,
         name: str = "nats",
-        cpus: int = 0,
+        runtime: Mapping[str, str] | None = None,
         on_log: Callable[[str], None] | None = None,
     ) -> None:
         """Prepare it.
@@ -87,13 +87,13 @@ class NatsServer:
             folder: ours alone; made with mode 0700 if it is missing. The config file goes there with mode 0600, since
                 it may hold keys.
             name: of the config file.
-            cpus: how many it may use at once; 0 is all.
+            runtime: variables for Go's runtime, such as ``GOMAXPROCS``.
             on_log: hears each line of the server's log, without process id and time.
         """
         self._config = config
         self._folder = folder
         self._name = name
-        self._environment = {"HOME": str(folder), **({"GOMAXPROCS": str(cpus)} if cpus else {})}
+        self._environment = {**(runtime or {}), "HOME": str(folder)}
         self._on_log = on_log
         self._child: Child | None = None
         self._reader: LineReader | None = None

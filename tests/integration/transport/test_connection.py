@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from functools import partial
 
 import pytest
@@ -336,6 +338,18 @@ async def test_it_closes_for_good_when_the_server_stays_away(monkeypatch: pytest
     with pytest.raises(UnreachableError, match="closed"):
         await connection.request("x")
     await connection.close()
+
+
+async def test_a_server_that_answers_no_pings_is_left() -> None:
+    heard: asyncio.Queue[str] = asyncio.Queue()
+    async with public_server(jetstream=False) as server:
+        options = ConnectOptions(servers=(server.client_url,), ping_s=0.05)
+        async with await Connection.open(options, on_event=heard.put_nowait):
+            os.kill(server.pid, signal.SIGSTOP)
+            try:
+                assert await heard.get() == f"lost server {server.client_url}"
+            finally:
+                os.kill(server.pid, signal.SIGCONT)
 
 
 async def test_what_could_not_be_sent_does_not_keep_it_from_closing(monkeypatch: pytest.MonkeyPatch) -> None:

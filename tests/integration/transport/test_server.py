@@ -32,6 +32,19 @@ async def test_it_accepts_clients_when_start_returns_and_ends_when_stopped(tmp_p
     assert any("Server Exiting" in line for line in lines)
 
 
+def environment_of(pid: int) -> list[bytes]:
+    return sorted(filter(None, Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")))
+
+
+async def test_go_is_told_how_to_run_it_and_nothing_of_our_environment(tmp_path: Path) -> None:
+    server = NatsServer(public_config(jetstream=False), tmp_path, runtime={"GOGC": "400"})
+    await server.start()
+    try:
+        assert environment_of(server.pid) == [b"GOGC=400", f"HOME={tmp_path}".encode()]
+    finally:
+        await server.stop()
+
+
 async def test_its_config_is_for_us_alone(tmp_path: Path) -> None:
     folder = tmp_path / "own"
     server = NatsServer(public_config(jetstream=False), folder, name="mine")
