@@ -8,12 +8,15 @@ import os
 import platform as host
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import uvloop
 
 from benchmarks import deploy, hostcalls, idle, invoke, machines, memory, neighbours, objects, soak
+from benchmarks.system import Way
 
 _WHAT = ("invoke", "hostcalls", "neighbours", "deploy", "memory", "idle", "objects", "machines", "soak")
+_WAYS: dict[str, tuple[Way, ...]] = {"both": ("leaf", "bridge"), "all": ("leaf", "bridge", "users")}
 
 
 def table(rows: Sequence[dict[str, object]]) -> str:
@@ -40,16 +43,22 @@ def main() -> None:
     parser.add_argument("--idle", type=int, default=100, help="functions that do nothing (100)")
     parser.add_argument("--minutes", type=float, default=10.0, help="of soak (10)")
     parser.add_argument("--restores", type=int, default=100, help="of machines (100)")
-    parser.add_argument("--way", choices=["leaf", "bridge", "both"], default="both", help="how messages reach agents")
-    parser.add_argument("--svg", type=Path, help="draw here where the time of a call goes (invoke over a leaf node)")
+    parser.add_argument(
+        "--way",
+        choices=[*get_args(Way), "both", "all"],
+        default="both",
+        help="how messages reach agents: leaf (a leaf node), bridge, users (of the public system); both is leaf and "
+        "bridge, and all are compared by invoke only (both)",
+    )
+    parser.add_argument("--svg", type=Path, help="draw here where the time of a call goes (invoke, but for the bridge)")
     parser.add_argument("--json", type=Path, help="write everything here too")
     asked = parser.parse_args()
     if unknown := set(asked.what) - set(_WHAT):
         parser.error(f"no such benchmark: {', '.join(sorted(unknown))}")
     results: dict[str, object] = {"cpus": os.cpu_count(), "kernel": host.release(), "python": host.python_version()}
     for what in asked.what or _WHAT:
-        for way in ("leaf", "bridge") if asked.way == "both" and what == "invoke" else (asked.way,):
-            rows = uvloop.run(_run(what, asked, leaf=way != "bridge"))
+        for way in _WAYS.get(asked.way, (asked.way,))[: None if what == "invoke" else 1]:
+            rows = uvloop.run(_run(what, asked, way))
             title = f"{what} ({way})" if what == "invoke" else what
             print(f"\n{title}\n{table(rows)}", flush=True)
             results[title] = rows
@@ -59,21 +68,21 @@ def main() -> None:
         asked.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
-async def _run(what: str, asked: argparse.Namespace, *, leaf: bool) -> list[dict[str, object]]:
+async def _run(what: str, asked: argparse.Namespace, way: Way) -> list[dict[str, object]]:
     if what == "invoke":
-        return await invoke.run(seconds=asked.seconds, rounds=asked.rounds, leaf=leaf)
+        return await invoke.run(seconds=asked.seconds, rounds=asked.rounds, way=way)
     if what == "hostcalls":
-        return await hostcalls.run(seconds=asked.seconds, rounds=asked.rounds, leaf=leaf)
+        return await hostcalls.run(seconds=asked.seconds, rounds=asked.rounds, way=way)
     if what == "neighbours":
-        return await neighbours.run(seconds=asked.seconds, rounds=asked.rounds, leaf=leaf)
+        return await neighbours.run(seconds=asked.seconds, rounds=asked.rounds, way=way)
     if what == "idle":
-        return await idle.run(count=asked.idle, leaf=leaf)
+        return await idle.run(count=asked.idle, way=way)
     if what == "soak":
-        return await soak.run(minutes=asked.minutes, leaf=leaf)
+        return await soak.run(minutes=asked.minutes, way=way)
     if what == "deploy":
-        return await deploy.run(times=asked.count, leaf=leaf)
+        return await deploy.run(times=asked.count, way=way)
     if what == "memory":
-        return await memory.run(count=asked.count, leaf=leaf)
+        return await memory.run(count=asked.count, way=way)
     if what == "machines":
         return await machines.run(restores=asked.restores, seconds=asked.seconds)
     return await objects.run()

@@ -8,15 +8,15 @@ from __future__ import annotations
 import asyncio
 from statistics import median
 
-from benchmarks.system import Platform, echo_service, functions, now_ms, platform
+from benchmarks.system import Platform, Way, echo_service, functions, now_ms, platform
 
 _PAYLOAD = b"hello"
 _REFILL_S = 1.0
 
 
-async def run(*, times: int, leaf: bool) -> list[dict[str, object]]:
+async def run(*, times: int, way: Way) -> list[dict[str, object]]:
     """One row for each type of function; times in milliseconds."""
-    async with platform(leaf=leaf) as host, echo_service(host.server, "bench.echo"):
+    async with platform(way=way) as host, echo_service(host, "bench.echo"):
         bare = [await _request_ms(host, "bench.echo") for _ in range(50)]
         rows: list[dict[str, object]] = []
         for kind, path in functions().items():

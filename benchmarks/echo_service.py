@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 
 import nats
@@ -11,7 +12,7 @@ from nats.aio.msg import Msg
 
 
 async def main(url: str, subject: str) -> None:
-    connection = await nats.connect(url)
+    connection = await nats.connect(url, user_credentials=os.environ.get("NATS_CREDS"))
 
     async def echo(message: Msg) -> None:
         await message.respond(message.data)

@@ -10,15 +10,15 @@ from statistics import median
 from nats.js.kv import KeyValue
 
 from benchmarks.load import load
-from benchmarks.system import ROOT, Platform, functions, platform
+from benchmarks.system import ROOT, Platform, Way, functions, platform
 
 _BUCKET = "BENCH"
 _VALUE = os.urandom(128)
 
 
-async def run(*, seconds: float, rounds: int, leaf: bool) -> list[dict[str, object]]:
+async def run(*, seconds: float, rounds: int, way: Way) -> list[dict[str, object]]:
     """One row: medians over the rounds, in turn."""
-    async with platform(leaf=leaf) as host:
+    async with platform(way=way) as host:
         jetstream = host.nats.jetstream()
         await jetstream.create_key_value(bucket=_BUCKET)
         bucket = await jetstream.key_value(_BUCKET)

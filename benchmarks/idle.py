@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 
 from benchmarks.processes import cpu_s, pss_mib, roles
-from benchmarks.system import Platform, functions, platform
+from benchmarks.system import Platform, Way, functions, platform
 
 _LOOK_S = 20.0
 
 
-async def run(*, count: int, leaf: bool) -> list[dict[str, object]]:
+async def run(*, count: int, way: Way) -> list[dict[str, object]]:
     """One row: ``count`` functions, of each type as many, on one node."""
-    async with platform(leaf=leaf, pool=1) as host:
+    async with platform(way=way, pool=1) as host:
         kinds = list(functions().items())
         for number in range(count):
             kind, path = kinds[number % len(kinds)]

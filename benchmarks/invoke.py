@@ -16,7 +16,7 @@ from typing import cast
 from benchmarks.chart import stacked
 from benchmarks.load import Sample, load
 from benchmarks.processes import cpu_s, roles, wake_ups
-from benchmarks.system import Platform, echo_service, functions, platform
+from benchmarks.system import Platform, Way, echo_service, functions, platform
 
 _BARE = "bare echo"
 _MANY = 64
@@ -26,9 +26,9 @@ _SIZES = {"128 B": 128, "64 KiB": 65536, "1 MiB": (1 << 20) - 32 * 1024}
 """The last as large as an answer may be: a message of 1 MiB less room for headers."""
 
 
-async def run(*, seconds: float, rounds: int, leaf: bool) -> list[dict[str, object]]:
+async def run(*, seconds: float, rounds: int, way: Way) -> list[dict[str, object]]:
     """One row for each target and payload size."""
-    async with platform(leaf=leaf) as host, echo_service(host.server, "bench.echo") as echo_pid:
+    async with platform(way=way) as host, echo_service(host, "bench.echo") as echo_pid:
         targets = {_BARE: "bench.echo"}
         for kind, path in functions().items():
             order = await host.prepare(f"bench-{kind}", kind, path, subject=f"bench.{kind}")

@@ -192,8 +192,8 @@ async def _calls(seconds: float) -> list[Row]:
     for name, driver, options in _NODES:
         rehearses = options.get("accel") == "tcg" and "kernel_arguments" not in options
         async with (
-            platform(leaf=True, pool=_POOL, driver=driver, options=options) as node,
-            echo_service(node.server, "bench.echo"),
+            platform(way="leaf", pool=_POOL, driver=driver, options=options) as node,
+            echo_service(node, "bench.echo"),
         ):
             sample = await load(node.nats, "bench.echo", _PAYLOAD, _PAYLOAD, callers=1, seconds=seconds)
             bare.append(sample.p50_us / 1000)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from benchmarks.processes import pss_mib, roles
-from benchmarks.system import Platform, functions, platform
+from benchmarks.system import Platform, Way, functions, platform
 
 
-async def run(*, count: int, leaf: bool) -> list[dict[str, object]]:
+async def run(*, count: int, way: Way) -> list[dict[str, object]]:
     """A row for the node alone, and one for each type: MiB per function over ``count`` functions."""
     rows: list[dict[str, object]] = []
-    async with platform(leaf=leaf, pool=1) as host:
+    async with platform(way=way, pool=1) as host:
         rows.append({"what": "node with one warm machine", "pss_mib": round(_total(host), 1)})
         for kind, path in functions().items():
             before = _total(host)

@@ -11,16 +11,16 @@ import os
 from statistics import median
 
 from benchmarks.load import load
-from benchmarks.system import ROOT, echo_service, functions, platform, program
+from benchmarks.system import ROOT, Way, echo_service, functions, platform, program
 
 _PAYLOAD = os.urandom(128)
 _OTHERS = 3
 _LOAD = 0.5
 
 
-async def run(*, seconds: float, rounds: int, leaf: bool) -> list[dict[str, object]]:
+async def run(*, seconds: float, rounds: int, way: Way) -> list[dict[str, object]]:
     """A row for the bare echo and one for each type: p99 alone, p99 beside three others, and their ratio."""
-    async with platform(leaf=leaf) as host, echo_service(host.server, "bench.echo"):
+    async with platform(way=way) as host, echo_service(host, "bench.echo"):
         watched = {"bare echo": "bench.echo"}
         for kind, path in functions().items():
             await host.deploy(await host.prepare(f"quiet-{kind}", kind, path, subject=f"quiet.{kind}"))
@@ -41,7 +41,7 @@ async def run(*, seconds: float, rounds: int, leaf: bool) -> list[dict[str, obje
         for _ in range(rounds):
             for name, subject in watched.items():
                 alone[name].append(await p99_us(subject))
-                async with program("noise", host.server.client_url, str(rate), *others):
+                async with program("noise", host.server.client_url, str(rate), *others, environ=host.environ):
                     beside[name].append(await p99_us(subject))
         return [
             {

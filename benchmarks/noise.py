@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import os
 import random
 import sys
 
@@ -16,7 +17,7 @@ _WAITING = 64
 
 async def main(url: str, per_s: float, subjects: list[str]) -> None:
     """Ask until killed; a call that is not answered ends the program."""
-    connection = await nats.connect(url)
+    connection = await nats.connect(url, user_credentials=os.environ.get("NATS_CREDS"))
     turns = random.Random(1)  # noqa: S311 - for load, not for secrets
     room = asyncio.Semaphore(_WAITING)
 

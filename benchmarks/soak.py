@@ -6,7 +6,7 @@ import os
 
 from benchmarks.load import Pace, load
 from benchmarks.processes import pss_mib, roles
-from benchmarks.system import Platform, functions, platform
+from benchmarks.system import Platform, Way, functions, platform
 
 _PAYLOAD = os.urandom(128)
 _CALLERS = 64
@@ -14,10 +14,10 @@ _SETTLE_S = 30.0
 _LOAD = 0.5
 
 
-async def run(*, minutes: float, leaf: bool) -> list[dict[str, object]]:
+async def run(*, minutes: float, way: Way) -> list[dict[str, object]]:
     """One row for each type: calls, answers missing or wrong, and memory of the node at the start and at the end."""
     rows: list[dict[str, object]] = []
-    async with platform(leaf=leaf) as host:
+    async with platform(way=way) as host:
         for kind, path in functions().items():
             order = await host.prepare(f"soak-{kind}", kind, path, subject=f"soak.{kind}")
             workload_id = await host.deploy(order)

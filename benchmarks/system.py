@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import nats
 from nats.aio.client import Client as Nats
@@ -23,8 +24,9 @@ from nex.client.client import Client
 from nex.client.rollout import Target, deploy_to, target_of
 from nex.processes import Child
 from nex.protocol.location import Location
-from nex.security.keys import SigningKey
+from nex.security.keys import SigningKey, write_seed
 from nex.security.xkeys import CurveKey
+from nex.testing.operators import OperatorSystem
 from nex.testing.servers import public_server
 from nex.transport.connection import Connection
 from nex.transport.objects import ObjectStore
@@ -33,13 +35,17 @@ from nex.transport.server import NatsServer
 
 ROOT = Path(__file__).parent
 NEX = Path(sys.executable).parent / "nex"
+Way = Literal["leaf", "bridge", "users"]
 _START_TIMEOUT_S = 30.0
 _REHEARSAL_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
 class Platform:
-    """What a benchmark works with; ``nats`` is a plain connection of nats-py for callers and baselines."""
+    """What a benchmark works with; ``nats`` is a plain connection of nats-py for callers and baselines.
+
+    ``environ`` is that of other programs that connect to the server.
+    """
 
     server: NatsServer
     node: Child
@@ -49,6 +55,7 @@ class Platform:
     nats: Nats
     signer: Signer
     log: Path
+    environ: Mapping[str, str]
 
     async def prepare(self, name: str, kind: str, path: Path, *, subject: str = "", parallel: int = 0) -> Order:
         """Upload an artifact; what comes back deploys it."""
@@ -80,22 +87,34 @@ class Platform:
 
 @contextlib.asynccontextmanager
 async def platform(
-    *, leaf: bool, pool: int = 4, driver: str = "process", options: Mapping[str, object] | None = None
+    *, way: Way, pool: int = 4, driver: str = "process", options: Mapping[str, object] | None = None
 ) -> AsyncGenerator[Platform]:
-    """Start everything; with ``leaf`` the node's private server joins the public one as a leaf node.
+    """Start everything; messages reach agents by that ``way``: users need a public server in operator mode.
 
     ``options`` are the driver's.
     """
-    async with public_server() as server, contextlib.AsyncExitStack() as stack:
+    async with contextlib.AsyncExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="nex-bench-")))
-        connection = await Connection.open(ConnectOptions(servers=(server.client_url,), name="bench"))
+        keys: dict[str, object] = {"machine_pool_size": pool, "driver": driver, "driver_options": dict(options or {})}
+        environ = dict(os.environ)
+        if way == "users":
+            system = OperatorSystem()
+            server = await stack.enter_async_context(system.server())
+            environ["NATS_CREDS"] = str(system.credentials(folder / "bench.creds"))
+            write_seed(folder / "users.nk", system.signing.seed())
+            signs = {"signing_seed_file": str(folder / "users.nk"), "account": system.account.public}
+            keys["workload_users"] = signs
+        else:
+            server = await stack.enter_async_context(public_server())
+        if way == "leaf":
+            keys["leafnode"] = {"urls": [server.leaf_url.replace("nats://", "nats-leaf://")]}
+        creds = Path(environ["NATS_CREDS"]) if way == "users" else None
+        connection = await Connection.open(ConnectOptions(servers=(server.client_url,), name="bench", creds=creds))
         stack.push_async_callback(connection.close)
         client = Client(connection, timeout_s=10.0)
-        node, node_id = await _start_node(
-            server, connection, folder, driver, leaf=leaf, pool=pool, options=options or {}
-        )
+        node, node_id = await _start_node(server, connection, folder, keys, environ)
         stack.push_async_callback(node.stop, 20.0)
-        plain = await nats.connect(server.client_url)
+        plain = await nats.connect(server.client_url, user_credentials=creds)
         stack.push_async_callback(plain.close)
         yield Platform(
             server=server,
@@ -106,30 +125,15 @@ async def platform(
             nats=plain,
             signer=Signer(SigningKey.create("account"), CurveKey.create()),
             log=folder / "node.log",
+            environ=environ,
         )
 
 
 async def _start_node(
-    server: NatsServer,
-    connection: Connection,
-    folder: Path,
-    driver: str,
-    *,
-    leaf: bool,
-    pool: int,
-    options: Mapping[str, object],
+    server: NatsServer, connection: Connection, folder: Path, keys: Mapping[str, object], environ: Mapping[str, str]
 ) -> tuple[Child, str]:
     config = folder / "config.json"
-    keys: dict[str, object] = {
-        "name": "bench",
-        "state_dir": str(folder / "state"),
-        "machine_pool_size": pool,
-        "driver": driver,
-        "driver_options": dict(options),
-    }
-    if leaf:
-        keys["leafnode"] = {"urls": [server.leaf_url.replace("nats://", "nats-leaf://")]}
-    config.write_text(json.dumps(keys))
+    config.write_text(json.dumps({"name": "bench", "state_dir": str(folder / "state"), **keys}))
     async with connection.stream("$NEX.events.system.node_started") as events:
         log = (folder / "node.log").open("wb")
         node = Child.spawn(
@@ -138,13 +142,13 @@ async def _start_node(
                 "-s",
                 server.client_url,
                 "--loglevel",
-                "info" if driver == "qemu" else "warn",
+                "info" if keys["driver"] == "qemu" else "warn",
                 "node",
                 "up",
                 "--config",
                 config,
             ],
-            env=dict(os.environ),
+            env=dict(environ),
             stdout=log,
             stderr=subprocess.STDOUT,
         )
@@ -160,10 +164,16 @@ async def _start_node(
 
 
 @contextlib.asynccontextmanager
-async def program(module: str, *arguments: str) -> AsyncGenerator[int]:
+async def program(module: str, *arguments: str, environ: Mapping[str, str]) -> AsyncGenerator[int]:
     """A program of the benchmarks in a process of its own, from when it has said READY; yields its pid."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"benchmarks.{module}", *arguments, stdout=subprocess.PIPE, cwd=ROOT.parent
+        sys.executable,
+        "-m",
+        f"benchmarks.{module}",
+        *arguments,
+        stdout=subprocess.PIPE,
+        cwd=ROOT.parent,
+        env=dict(environ),
     )
     try:
         if process.stdout is None or (await process.stdout.readline()).strip() != b"READY":
@@ -175,9 +185,9 @@ async def program(module: str, *arguments: str) -> AsyncGenerator[int]:
 
 
 @contextlib.asynccontextmanager
-async def echo_service(server: NatsServer, subject: str) -> AsyncGenerator[int]:
+async def echo_service(host: Platform, subject: str) -> AsyncGenerator[int]:
     """The baseline in a process of its own; yields its pid."""
-    async with program("echo_service", server.client_url, subject) as pid:
+    async with program("echo_service", host.server.client_url, subject, environ=host.environ) as pid:
         yield pid
 
 
