@@ -81,9 +81,10 @@ class PooledFunction(Function):
                 raise CallTooLarge(self._limits.result_bytes)
             if not frame.head:
                 return frame.body, None
+            headers = _read_headers(frame.head)
             if len(frame.body) + len(frame.head) + _BLOCK_BYTES > self._limits.reply_bytes:
                 raise CallTooLarge(self._limits.reply_bytes)  # a leaf node that sends it would be cut off
-            return frame.body, _read_headers(frame.head)
+            return frame.body, headers
         if frame.kind == Kind.TOO_LARGE:
             raise CallTooLarge(self._limits.result_bytes)
         if frame.body:

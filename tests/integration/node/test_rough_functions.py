@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from providers.conftest import obedient_wasm
+from providers.functions import REACH
 
 from nex.errors import UsageError
 from nex.protocol.agent import ERROR_CODE_HEADER, ERROR_HEADER
@@ -21,15 +22,9 @@ from .neighbours import unnoticed
 
 __all__ = ["obedient_wasm"]
 
-INSIDE = """
-// What was deleted, put back as far as the modules of Node want it, to get at what the engine still has.
-const any = new Proxy(() => '', { get: (target, name) => typeof name === 'symbol' ? undefined : any });
-globalThis.Deno = {
-  args: [], build: { os: 'linux', arch: 'x86_64' }, version: { deno: '2.0.0' }, execPath: () => '/', cwd: () => '/',
-  env: { get() {}, toObject: () => ({}) }, mainModule: 'file:///x', internal: any, errors: any, stdin: any, stdout: any,
-  stderr: any, pid: 1,
-};
-const fs = await import('node:fs'), { default: process } = await import('node:process');
+INSIDE = (
+    REACH
+    + """
 const frame = (kind, id, head, body = '') => {
   const bytes = new Uint8Array(13 + head.length + body.length), view = new DataView(bytes.buffer);
   view.setUint32(0, bytes.length - 4, true);
@@ -41,6 +36,7 @@ const frame = (kind, id, head, body = '') => {
 };
 const forge = (...parts) => fs.writeSync(1, frame(...parts));
 """
+)
 """Lets a function speak to the agent in its worker's place: see `nex.providers.frames`."""
 
 

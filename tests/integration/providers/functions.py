@@ -11,7 +11,19 @@ from nex.protocol.agent import Limits
 from nex.providers.base import Function, HostCall, Invocation, Result, Workload
 from nex.testing.provider_contract import LogLines
 
-__all__ = ["Calls", "make_workload", "running"]
+__all__ = ["REACH", "Calls", "make_workload", "running"]
+
+REACH = """
+// What was deleted, put back as far as the modules of Node want it, to get at what the engine still has.
+const any = new Proxy(() => '', { get: (target, name) => typeof name === 'symbol' ? undefined : any });
+globalThis.Deno = {
+  args: [], build: { os: 'linux', arch: 'x86_64' }, version: { deno: '2.0.0' }, execPath: () => '/', cwd: () => '/',
+  env: { get() {}, toObject: () => ({}) }, mainModule: 'file:///x', internal: any, errors: any, stdin: any, stdout: any,
+  stderr: any, pid: 1,
+};
+const fs = await import('node:fs'), { default: process } = await import('node:process');
+"""
+"""Has the inside of a JavaScript function get hold of ``fs`` and ``process``, which do not load as they are."""
 
 
 class Calls:

@@ -226,9 +226,21 @@ async def test_errors_in_timers_are_logged(run: Runner) -> None:
         ("export default x; var x = nowhere()", "ReferenceError: nowhere is not defined"),
         ("import 'https://example.com/x.js'; export default () => 1", "no module example.com.* here: .* one file"),
         ("import x from 'https://esm.sh/lodash'; export default () => x", "no module https://esm.sh/lodash here"),
-        ("import './x.js'; export default () => 1", r"no module \./x.js here: .* one file"),
-        ("import lodash from 'lodash'; export default () => lodash", "no module lodash here: .* one file"),
-        ("import x from 'npm:left-pad'; export default () => x()", "no module of npm here: .* one file"),
+        ("import './x.js'; export default () => 1", r"no module \./x.js here \(line 1\): .* one file"),
+        ("import lodash from 'lodash'; export default () => lodash", r"no module lodash here \(line 1\): .* one file"),
+        (
+            "import x from 'npm:left-pad'; export default () => x()",
+            r"no module npm:left-pad here \(line 1\): .* one file",
+        ),
+        (
+            "\n\nimport x from 'jsr:@std/path'; export default () => x()",
+            r"module jsr:@std/path here \(line 3\): .* bundle",
+        ),
+        (
+            "\nimport fs from 'node:fs'; export default () => fs",
+            r"module node:fs here \(line 2\): a function has no files",
+        ),
+        ("import x from 'node:nosuch'; export default () => x", r"module node:nosuch here \(line 1\)"),
         ("import { nope } from 'nex'; export default () => nope()", "'nex' does not provide an export named 'nope'"),
     ],
 )
@@ -239,6 +251,32 @@ async def test_what_does_not_load_says_why(tmp_path: Path, source: str, text: st
         await function.start()
     assert "blob:" not in str(failure.value)
     assert not any("worker.js" in line or "blob:" in line for _, line in lines)
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        (
+            "async () => {\n await import('npm:left-pad') }",
+            "no module npm:left-pad here (line 2): a function is one file",
+        ),
+        (
+            "async () => await import('https://esm.sh/x')",
+            "no module https://esm.sh/x here (line 1): a function is one file",
+        ),
+        ("export default () => import(`left-${'pad'}`)", "no module left-pad here: a function is one file"),
+        (
+            "async () => (await import('node:process')).exit()",
+            "no module node:process here (line 1): a function has no",
+        ),
+    ],
+)
+async def test_what_cannot_be_imported_at_a_call_says_why(run: Runner, source: str, text: str) -> None:
+    async with run(source) as call:
+        with pytest.raises(CallFailed) as failure:
+            await call()
+        assert text in str(failure.value)
+        assert any(text in line for _, line in call.lines)
 
 
 async def test_a_large_source(run: Runner) -> None:

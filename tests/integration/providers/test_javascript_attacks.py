@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import json
 import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from nex.providers.base import Result
 from nex.providers.javascript.provider import JavaScriptProvider
 from nex.testing.provider_contract import LogLines
 
-from .functions import Runner, make_workload, running
+from .functions import REACH, Runner, make_workload, running
 
 MIB = 2**20
 
@@ -89,26 +92,92 @@ async def test_a_worker_cannot_grow_far_over_its_limit(run: Runner) -> None:
         assert taken < 256
 
 
+@contextlib.asynccontextmanager
+async def neighbour(folder: Path) -> AsyncGenerator[Callable[[], Awaitable[None]]]:
+    """Another function. What this gives calls it; all the time it is the same worker that answers, and in order."""
+    (folder / "neighbour").mkdir()
+    async with running(JavaScriptProvider, folder / "neighbour")("let n = 0; () => ++n") as call:
+        pids, count = call.function.pids, itertools.count(1)  # type: ignore[attr-defined]
+
+        async def ask() -> None:
+            assert await call.text() == str(next(count))
+
+        yield ask
+        await ask()
+        assert call.function.pids == pids  # type: ignore[attr-defined]
+        assert not call.lines
+
+
+@pytest.mark.parametrize(
+    ("attack", "text"),
+    [
+        ("Deno.exit(0)", "ReferenceError: Deno is not defined"),
+        ("(0, eval)('Deno').exit(0)", "ReferenceError: Deno is not defined"),
+        ("await (async () => {}).constructor('Deno.exit(0)')()", "ReferenceError: Deno is not defined"),
+        ("self.close()", "TypeError: self.close is not a function"),
+        ("globalThis.close()", "TypeError: globalThis.close is not a function"),
+        ("postMessage(0)", "ReferenceError: postMessage is not defined"),
+        ("process.exit(0)", "ReferenceError: process is not defined"),
+        (f"{REACH} process.exit(0)", "TypeError: Deno.exit is not a function"),
+        (f"{REACH} process.reallyExit(0)", "TypeError: Deno.exit is not a function"),
+        (
+            f"{REACH} process.kill(process.pid, 'SIGKILL')",
+            "NotCapable: Requires run access, which functions do not have",
+        ),
+        (f"{REACH} process.kill(-1, 'SIGKILL')", "NotCapable: Requires run access, which functions do not have"),
+        (f"{REACH} fs.readFileSync('/proc/self/fd/0')", "which functions do not have"),
+    ],
+)
+async def test_what_would_end_its_process_is_out_of_reach(run: Runner, tmp_path: Path, attack: str, text: str) -> None:
+    async with neighbour(tmp_path) as ask, run(guarded(attack)) as call:
+        pids = call.function.pids  # type: ignore[attr-defined]
+        for _ in range(2):
+            failure, _ = await asyncio.gather(call(), ask(), return_exceptions=True)
+            assert isinstance(failure, CallFailed)
+            assert text in str(failure)
+            assert (await call(b"x")).payload == b"1"
+        assert call.function.pids == pids  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("attack", "error", "text"),
+    [
+        pytest.param("process.abort()", CallFailed, "crashed: signal SIGABRT", id="abort"),
+        pytest.param("fs.closeSync(1)", CallFailed, "the function ended its process", id="close what it answers on"),
+        pytest.param(
+            "fs.closeSync(0); await new Promise(() => {})", CallTimedOut, "1 s", id="close what calls come on"
+        ),
+        pytest.param("fs.writeSync(1, 'x'.repeat(100))", CallFailed, "broke its worker", id="write to the socket"),
+    ],
+)
+async def test_ending_the_own_worker_ends_nothing_else(
+    run: Runner, tmp_path: Path, attack: str, error: type[CallError], text: str
+) -> None:
+    async with neighbour(tmp_path) as ask, run(guarded(REACH + attack)) as call:
+        for _ in range(2):
+            pids = call.function.pids  # type: ignore[attr-defined]
+            failure, _ = await asyncio.gather(call(), ask(), return_exceptions=True)
+            assert isinstance(failure, error)
+            assert text in str(failure)
+            assert (await call(b"x")).payload == b"1"
+            assert call.function.pids != pids  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize(
     "attack",
     [
-        pytest.param("(await import('node:process')).default.exit(0)", id="exit"),
-        pytest.param(
-            "(await import('node:process')).default.kill((await import('node:process')).default.pid, 9)", id="kill"
-        ),
-        pytest.param("(await import('node:process')).default.abort()", id="abort"),
-        pytest.param("(await import('node:fs')).closeSync(0)", id="close"),
-        pytest.param("(await import('node:fs')).writeSync(1, 'x'.repeat(100))", id="write to the socket"),
+        pytest.param("(await import('node:fs')).closeSync(0)", id="tried twice"),
+        pytest.param(f"{REACH} fs.closeSync(0); return 1", id="deaf from now on"),
         pytest.param("Uint8Array.prototype.set = () => {}; return new Uint8Array(100)", id="empty frames"),
         pytest.param("Object.defineProperty(Uint8Array.prototype, 'length', {value: 7}); return 1", id="false lengths"),
         pytest.param("JSON.stringify = () => 'x'; Object.prototype.then = 1; throw new Error('x')", id="globals"),
         pytest.param("TextEncoder.prototype.encode = () => ({length: 2 ** 31}); return 'x'", id="false sizes"),
     ],
 )
-async def test_breaking_the_own_worker_breaks_nothing_else(run: Runner, attack: str) -> None:
-    async with run(guarded(attack), limits=Limits(timeout_s=1)) as call:
+async def test_breaking_the_own_worker_breaks_nothing_else(run: Runner, tmp_path: Path, attack: str) -> None:
+    async with neighbour(tmp_path) as ask, run(guarded(attack), limits=Limits(timeout_s=1)) as call:
         for payload in (b"", b"x"):  # the second perhaps in the same broken worker
-            outcome = (await asyncio.gather(call(payload), return_exceptions=True))[0]
+            outcome, _ = await asyncio.gather(call(payload), ask(), return_exceptions=True)
             assert isinstance(outcome, Result | CallError)
             assert isinstance(outcome, Result) or str(outcome).isprintable()
         assert len(call.function.pids) <= 1  # type: ignore[attr-defined]

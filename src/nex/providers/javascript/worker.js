@@ -29,6 +29,8 @@ const withoutUs = (stack) => stack.split('\n').filter((line) => !line.includes(U
 /** What the caller may see of an error, and what the log shows. `hide` puts our name for a source into stacks. */
 function describe(error) {
   try {
+    const text = foreign(error);
+    if (text !== null) return [text, text];
     if (error instanceof Error) return [withoutAdvice(`${error.name}: ${error.message}`), hide(withoutUs(String(error.stack || error)))];
     return [shorten(typeof error === 'string' ? error : inspect(error), 1024), ''];
   } catch {
@@ -53,7 +55,30 @@ class Unfit extends Error {
   name = 'Error';
 }
 
+/** What Deno says of an import that is not in its map, on the web, of JSR or npm, or of Node and in need of the host. */
+const FOREIGN = new RegExp([
+  /^(?:Import|A remote specifier was requested:|Requires import access to|Module not found) "([^"]+)"/,
+  /^Unsupported scheme "\w+" for module "([^"]+)"/,
+  /^JSR package manifest|^npm specifiers/,
+  /^ReferenceError: [^]* at (?:[^\n]*\()?(?:ext:deno_)?node[:/]/,
+].map((one) => one.source).join('|'));
+
+/** What to say of an import that functions cannot have; null if the error is another. */
+function foreign(error) {
+  const found = error instanceof Error && FOREIGN.exec(error.message);
+  if (!found) return null;
+  const name = found.slice(1).find((one) => one)
+    ?? [...error.message.matchAll(/\b(node:[\w/]+):\d+:\d+/g)].at(-1)?.[1] // the one that imported the others
+    ?? /["'`]((?:npm|jsr):[^"'`]+)/.exec(code)?.[1] ?? 'of that name';
+  const at = code.search(new RegExp(`["'\`]${name.replaceAll(/\W/g, '\\$&').replace(/^node\\:/, '(node:)?')}`));
+  const line = at < 0 ? '' : ` (line ${code.slice(0, at).split('\n').length})`;
+  const advice = name.startsWith('node:') ? 'a function has no files, processes or sockets, but what "nex" gives it'
+    : 'a function is one file and imports "nex" alone; bundle the rest';
+  return `there is no module ${name} here${line}: ${advice}`;
+}
+
 let hide = (text) => text;
+let code = '';
 let isScript = false;
 let resultBytes = 0;
 
@@ -138,9 +163,6 @@ async function stripTypes(source, name) {
   }
 }
 
-/** What Deno says of an import that is not in its map, on the web, or of npm. */
-const FOREIGN = /^(?:Import|A remote specifier was requested:|Requires import access to) "([^"]+)"|^npm specifiers/;
-
 const isParseError = (error) => error instanceof TypeError && error.message.startsWith('SyntaxError: ') || error instanceof SyntaxError;
 
 async function loadModule(source, name) {
@@ -151,9 +173,8 @@ async function loadModule(source, name) {
       return importAs('application/typescript', source, name);
     });
   } catch (error) {
-    const foreign = FOREIGN.exec(error?.message);
-    if (!foreign) throw error;
-    throw new Unfit(`there is no module ${foreign[1] ?? 'of npm'} here: a function is one file and imports "nex" alone; bundle the rest`);
+    const text = foreign(error);
+    throw text === null ? error : new Unfit(text);
   }
   if (typeof module.default !== 'function') throw new Unfit('a module must `export default` a function');
   return module.default;
@@ -167,6 +188,7 @@ function loadScript(source, name) {
 }
 
 async function load(source, { name, environment }) {
+  code = source;
   hide = (text) => text.replaceAll(`file:///${name}`, name);
   const env = install(environment);
   const script = compiles(source) ? source : await stripTypes(source, name);
