@@ -9,12 +9,14 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from nex.drivers.base import Health
-from nex.errors import UsageError
+from nex.errors import NexError, UsageError
 from nex.node import choice, guests
 from nex.node.choice import Candidate, Choice
 from nex.node.config import NodeConfig
 from nex.node.findings import Item, Report
 from nex.node.keys import AUTO
+from nex.node.users import read_signer
+from nex.security.keys import exposure
 from nex.transport.server import find_binary
 
 __all__ = ["run"]
@@ -42,6 +44,7 @@ def _items(config: NodeConfig, *, plain: bool, walled: bool) -> Iterator[Item]:
     yield _server()
     yield _state_folder(config.state_dir)
     yield from _leaf(config)
+    yield from _users(config)
     if plain:
         yield from _engines(config)
     if walled:
@@ -85,6 +88,21 @@ def _leaf(config: NodeConfig) -> Iterator[Item]:
         yield Item("leafnode.credentials", "ok", str(credentials))
     else:
         yield Item("leafnode.credentials", "missing", f"{credentials} cannot be read", "correct leafnode.credentials")
+
+
+def _users(config: NodeConfig) -> Iterator[Item]:
+    path, name = config.workload_users.signing_seed_file, "workload_users.signing_seed_file"
+    if path is None:
+        return
+    try:
+        signer = read_signer(config.workload_users)
+    except NexError as error:
+        yield Item(name, "broken" if path.exists() else "missing", str(error), f"correct {name}")
+        return
+    if warning := exposure(path):
+        yield Item(name, "broken", warning, f"chmod 600 {path}", needed=False)
+    else:
+        yield Item(name, "ok", f"{path} (users of account {signer.account})")
 
 
 def _drivers(chosen: Choice) -> Iterator[Item]:

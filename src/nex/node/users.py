@@ -69,6 +69,8 @@ class PublicUsers:
         if config.signing_seed_file is None:
             return None
         signer = await asyncio.to_thread(read_signer, config)
+        if warning := exposure(config.signing_seed_file):
+            _log.warn("key_exposed", warning)
         if why := _obstacle(public, driver):
             _log.warn("users_left", f"workload_users is not used, triggers come by leaf node or bridge: {why}")
             return None
@@ -152,8 +154,6 @@ def read_signer(config: WorkloadUsers) -> UserSigner:
     path = config.signing_seed_file
     if path is None:
         raise UsageError("workload_users.signing_seed_file is not set")
-    if warning := exposure(path):
-        _log.warn("key_exposed", warning)
     key = SigningKey.from_seed(read_seed(path))
     if key.kind != "account":
         raise UsageError(

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from nex.drivers.base import ImageOptions, Resources
 from nex.errors import ConfigError, Problem
-from nex.node.config import KEYS, NodeConfig, resolve
+from nex.node.config import KEYS, NodeConfig, WorkloadUsers, resolve
+from nex.security.keys import SigningKey
 
 ISSUER = "AAD7JVSRVWVBTIBT5EG3BZEVHC4NT5ZDNVENGY7LNEAUVKORAYZXCJPH"
 
@@ -143,6 +144,7 @@ def test_every_problem_is_told_at_once_with_its_source(tmp_path: Path) -> None:
         "node_limits": 7,
         "workload_limits": {"timeout_ms": 5000, "max_timeout_ms": 1000},
         "leafnode": {"credentials": "x.creds"},
+        "workload_users": {"account": "ABC"},
     }
     path = written(tmp_path, tree)
 
@@ -158,6 +160,7 @@ def test_every_problem_is_told_at_once_with_its_source(tmp_path: Path) -> None:
         "node_limits",
         "workload_limits.timeout_ms",
         "leafnode.credentials",
+        "workload_users.account",
         "restore",
         "name",
     }
@@ -166,6 +169,19 @@ def test_every_problem_is_told_at_once_with_its_source(tmp_path: Path) -> None:
     assert found["name"].source == "command line"
     assert "did you mean machine_pool_size" in found["machine_pool_sise"].text
     assert "nobody" in str(caught.value)
+
+
+def test_an_account_needs_the_key_that_signs_for_it(tmp_path: Path) -> None:
+    account = SigningKey.create("account").public
+    tree = {"name": "one", "workload_users": {"account": account}}
+
+    with pytest.raises(ConfigError, match=r"needs workload_users\.signing_seed_file"):
+        resolve(file=written(tmp_path, tree), environ={}, flags={})
+    told = resolve(
+        file=written(tmp_path, tree), environ={"NEX_WORKLOAD_USERS_SIGNING_SEED_FILE": "/etc/users.nk"}, flags={}
+    )
+
+    assert told.workload_users == WorkloadUsers(Path("/etc/users.nk"), account)
 
 
 @pytest.mark.parametrize(

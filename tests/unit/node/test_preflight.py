@@ -8,8 +8,9 @@ from driver_fakes import Fake, kind
 from nex.drivers import registry
 from nex.drivers.base import Fingerprint, Health, ImageOptions
 from nex.node import preflight
-from nex.node.config import Leafnode, NodeConfig
+from nex.node.config import Leafnode, NodeConfig, WorkloadUsers
 from nex.node.findings import Item
+from nex.security.keys import SigningKey, write_seed
 
 
 def config(folder: Path, **changes: object) -> NodeConfig:
@@ -38,6 +39,32 @@ async def test_what_is_missing_comes_with_a_remedy(tmp_path: Path) -> None:
     faults = {item.name: item for item in report.items if item.state != "ok"}
     assert set(faults) == {"state folder", "driver none", "leafnode.credentials"}
     assert all(item.detail and item.remedy and item.needed for item in faults.values())
+
+
+async def test_the_key_that_signs_users_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "users.nk"
+    key = SigningKey.create("account")
+    write_seed(path, key.seed())
+    wrong = tmp_path / "wrong.nk"
+    write_seed(wrong, SigningKey.create("user").seed())
+
+    async def look(file: Path) -> tuple[Item, bool]:
+        report = await preflight.run(config(tmp_path, workload_users=WorkloadUsers(file)))
+        (item,) = [item for item in report.items if item.name == "workload_users.signing_seed_file"]
+        assert key.seed() not in repr(report)
+        return item, report.ok
+
+    item, ok = await look(path)
+    assert (item.state, ok) == ("ok", True)
+    assert key.public in item.detail
+    path.chmod(0o640)
+    item, ok = await look(path)
+    assert (item.state, ok, item.remedy) == ("broken", True, f"chmod 600 {path}")
+    item, ok = await look(wrong)
+    assert (item.state, ok) == ("broken", False)
+    assert "kind user" in item.detail
+    item, ok = await look(tmp_path / "none.nk")
+    assert (item.state, ok) == ("missing", False)
 
 
 async def test_isolation_that_the_driver_lacks_is_told(tmp_path: Path) -> None:
