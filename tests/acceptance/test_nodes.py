@@ -40,6 +40,7 @@ async def test_a_node_tells_about_itself(nex: Nex, node: Running, examples: Exam
     (machine,) = told["machines"]
     assert (machine["id"], machine["healthy"]) == (workload["id"], True)
     assert (machine["workload"]["hash"], machine["workload"]["type"]) == (workload["digest"], "v8")
+    assert machine["workload"]["triggers"] == ["echojs"]
     short = (await nex.ok("node", "info", workload["node_id"][:20])).out
     full = (await nex.ok("node", "info", workload["node_id"], "--full")).out
     assert re.search(r"^Name +fox$", short, re.MULTILINE)

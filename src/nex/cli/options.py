@@ -15,7 +15,7 @@ from nex.errors import UsageError
 from nex.protocol.subjects import is_token
 from nex.protocol.times import parse_duration
 
-__all__ = ["DEFAULT_SERVER", "GLOBALS", "GlobalOption", "Options", "duration_s"]
+__all__ = ["DEFAULT_SERVER", "GLOBALS", "GlobalOption", "Options", "duration_s", "server_urls"]
 
 DEFAULT_SERVER = "nats://127.0.0.1:4222"
 
@@ -139,7 +139,7 @@ class Options:
         raw.update({name: flags[name] for name in flagged})
         values = {o.name: _convert(o, raw[o.name]) for o in GLOBALS if o.name in raw}
         if "server" in values:
-            values["servers"] = _servers(values.pop("server"))
+            values["servers"] = server_urls(values.pop("server"), "--server")
         if "timeout" in values:
             values["timeout_s"] = values.pop("timeout")
         return cls(**values, timeout_given="timeout" in raw, flagged=flagged)
@@ -166,19 +166,24 @@ class Options:
         return "*" if self.namespace in {"", "*"} else self.literal_namespace()
 
 
-def _servers(text: str) -> tuple[str, ...]:
-    """The texts are not repeated whole: they may hold a password."""
-    servers = tuple(server.strip() for server in text.split(",") if server.strip())
+def server_urls(text: str, flag: str) -> tuple[str, ...]:
+    """The servers of a list with commas, each with its scheme.
+
+    Raises:
+        UsageError: one is none. The text is not repeated whole: it may hold a password.
+    """
+    given = (server.strip() for server in text.split(","))
+    servers = tuple(server if "://" in server else f"nats://{server}" for server in given if server)
     if not servers:
-        raise UsageError("--server: no server is named", hint=_SERVER_HINT)
+        raise UsageError(f"{flag}: no server is named", hint=_SERVER_HINT)
     for server in servers:
-        parts = urlsplit(server if "://" in server else f"nats://{server}")
+        parts = urlsplit(server)
         try:
             usable = parts.hostname and parts.port != 0
         except ValueError:
             usable = False
         if parts.scheme not in _SCHEMES or not usable:
-            raise UsageError(f"--server: {server.rpartition('@')[2]!r} is no server's address", hint=_SERVER_HINT)
+            raise UsageError(f"{flag}: {server.rpartition('@')[2]!r} is no server's address", hint=_SERVER_HINT)
     return servers
 
 

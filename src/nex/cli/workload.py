@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import msgspec
 
 from nex.cli.command import DURATION
-from nex.cli.options import Options
+from nex.cli.options import Options, server_urls
 from nex.cli.session import tool_flags
 from nex.cli.triggers import TRIGGER_OPTIONS, TriggerFlags
 from nex.client.artifacts import TYPES, canonical_type
@@ -161,10 +162,13 @@ class WorkloadFlags(TriggerFlags):
 
 
 def _system(url_flag: str, url: str, creds_flag: str, creds: Path | None) -> NatsConnection | None:
-    if creds is None:
-        return NatsConnection(nats_url=url) if url else None
     if not url:
-        raise UsageError(f"{creds_flag} needs {url_flag}")
+        if creds is not None:
+            raise UsageError(f"{creds_flag} needs {url_flag}")
+        return None
+    url = ",".join(server_urls(url, url_flag))
+    if creds is None:
+        return NatsConnection(nats_url=url)
     jwt, seed = read_creds(creds)
     return NatsConnection(nats_url=url, nats_user_jwt=jwt, nats_user_seed=seed)
 
@@ -190,7 +194,7 @@ def summary(deployed: Deployed, namespace: str) -> dict[str, Any]:
         "location": str(order.location),
         "digest": order.digest,
         "trigger_subjects": list(order.trigger_subjects),
-        "triggers": [trigger.label for trigger in order.triggers],
+        "triggers": [{"label": trigger.label, **msgspec.to_builtins(trigger)} for trigger in order.triggers],
     }
 
 
@@ -203,7 +207,7 @@ def describe(deployed: Deployed, options: Options) -> list[tuple[str, str]]:
         ("Node", f"{target.name} {target.node_id}".strip()),
     ]
     flags = tool_flags(options)
-    if triggers := (*order.trigger_subjects, *(trigger.label for trigger in order.triggers)):
+    if triggers := (*order.trigger_subjects, *(trigger.text for trigger in order.triggers)):
         pairs.append(("Triggers", ", ".join(triggers)))
     if how := how_to_call(order, options):
         pairs.append(("Call it", how))

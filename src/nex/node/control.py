@@ -213,6 +213,7 @@ class Control:
                 runtime=format_runtime(workload.runtime_ns) if order.is_function else uptime,
                 type=order.request.type,
                 hash=workload.digest,
+                triggers=(*order.request.trigger_subjects, *(trigger.text for trigger in order.request.triggers)),
             ),
             driver=self._standing.driver,
             cpu_seconds=usage.cpu_s if usage else None,

@@ -139,13 +139,17 @@ class Memory(ControlMessage, frozen=True, kw_only=True):
 
 
 class MachineWorkload(ControlMessage, frozen=True, kw_only=True):
-    """What runs in a machine. ``hash`` is the artifact's SHA-256 in lower-case hex; ``runtime`` is text for people."""
+    """What runs in a machine. ``hash`` is the artifact's SHA-256 in lower-case hex; ``runtime`` is text for people.
+
+    Only our nodes tell its ``triggers``: subjects, and `Trigger.text` of the others.
+    """
 
     name: str
     description: str = ""
     runtime: str = _text()
     type: str = _text()
     hash: str = _text()
+    triggers: tuple[str, ...] = ()
 
 
 class Machine(ControlMessage, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from abc import ABCMeta, abstractmethod
 from collections.abc import Iterable, Sequence
 from itertools import combinations
 from typing import Annotated, Literal
@@ -40,21 +41,37 @@ _BUCKET = re.compile(r"[a-zA-Z0-9_-]{1,200}")
 _KEYS = re.compile(r"[-/_=.a-zA-Z0-9*>]+")
 _UNFIT = re.compile(r"[^a-zA-Z0-9-]")
 _SHOWN = 40
+_ALL_KEYS = (">",)
 _OURS = "nex_"
 _LEAST_MS = 1000
 
 
+class _Meta(msgspec.StructMeta, ABCMeta):
+    pass
+
+
 class _Trigger(
-    msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True, tag_field="type", forbid_unknown_fields=True
+    msgspec.Struct,
+    metaclass=_Meta,
+    frozen=True,
+    kw_only=True,
+    omit_defaults=True,
+    tag_field="type",
+    forbid_unknown_fields=True,
 ):
     @property
+    @abstractmethod
     def label(self) -> str:
         """What reports and logs call it; no two of a workload have the same."""
-        raise NotImplementedError
 
+    @property
+    def text(self) -> str:
+        """The label, for people: with what is wanted of its source, if that is not all."""
+        return self.label
+
+    @abstractmethod
     def check(self) -> None:
         """Raise a UsageError if there cannot be such a trigger."""
-        raise NotImplementedError
 
 
 class Delivery(_Trigger, frozen=True, kw_only=True):
@@ -79,14 +96,14 @@ class Delivery(_Trigger, frozen=True, kw_only=True):
     consumer: Annotated[str, Meta(max_length=128)] = ""
 
     @property
+    @abstractmethod
     def stream_name(self) -> str:
         """The stream that the events are in."""
-        raise NotImplementedError
 
     @property
+    @abstractmethod
     def subjects(self) -> tuple[str, ...]:
         """Those of the stream's subjects that are wanted; none are all."""
-        raise NotImplementedError
 
     def _label(self, kind: str, name: str) -> str:
         return f"{kind}:{name}/{self.consumer}" if self.consumer else f"{kind}:{name}"
@@ -130,6 +147,11 @@ class StreamTrigger(Delivery, frozen=True, kw_only=True, tag="stream"):
         return self._label("stream", self.stream)
 
     @property
+    def text(self) -> str:
+        """As `_Trigger.text`."""
+        return f"{self.label} ({', '.join(self.filters)})" if self.filters else self.label
+
+    @property
     def stream_name(self) -> str:
         """As `Delivery.stream_name`."""
         return self.stream
@@ -150,12 +172,17 @@ class KvTrigger(Delivery, frozen=True, kw_only=True, tag="kv"):
     """The changes of a key-value bucket: of keys that match one of ``keys``."""
 
     bucket: _Name
-    keys: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=64)] = (">",)
+    keys: Annotated[tuple[_Name, ...], Meta(min_length=1, max_length=64)] = _ALL_KEYS
 
     @property
     def label(self) -> str:
         """As `_Trigger.label`."""
         return self._label("kv", self.bucket)
+
+    @property
+    def text(self) -> str:
+        """As `_Trigger.text`."""
+        return f"{self.label} ({', '.join(self.keys)})" if self.keys != _ALL_KEYS else self.label
 
     @property
     def stream_name(self) -> str:

@@ -8,12 +8,14 @@ import click
 import pytest
 from click.testing import CliRunner
 
+from nex.cli.commands.nodes import _machines
 from nex.cli.options import Options
+from nex.cli.output import Output
 from nex.cli.workload import WorkloadFlags, describe, summary, workload_options
 from nex.client.bundle import Order
 from nex.client.rollout import Deployed, Target
 from nex.errors import UsageError
-from nex.protocol.control import DeployReply
+from nex.protocol.control import DeployReply, InfoReply, Machine, MachineWorkload
 from nex.protocol.location import Location
 from nex.protocol.triggers import KvTrigger, ObjectTrigger, ScheduleTrigger, StreamTrigger
 
@@ -101,4 +103,43 @@ def test_what_was_deployed_names_its_triggers() -> None:
     told = dict(describe(deployed, Options()))
     assert told["Triggers"] == "every:60000ms"
     assert "Call it" not in told
-    assert summary(deployed, "default")["triggers"] == ["every:60000ms"]
+    assert summary(deployed, "default")["triggers"] == [
+        {"label": "every:60000ms", "type": "schedule", "every_ms": 60000}
+    ]
+
+
+def test_what_was_deployed_tells_what_is_wanted_of_its_sources() -> None:
+    given = order("--stream", "ORDERS:orders.new,orders.paid", "--watch-kv", "SHOP:price.*", "--watch-kv", "ALL")
+    deployed = Deployed(given, DeployReply(started=True, id="w", name="fn"), Target("N", "fox", "X"))
+    told = dict(describe(deployed, Options()))
+    assert told["Triggers"] == "stream:ORDERS (orders.new, orders.paid), kv:SHOP (price.*), kv:ALL"
+    first, second, third = summary(deployed, "default")["triggers"]
+    assert first == {
+        "label": "stream:ORDERS", "type": "stream", "stream": "ORDERS", "filters": ("orders.new", "orders.paid"),
+    }  # fmt: skip
+    assert (second["keys"], third["keys"]) == (("price.*",), (">",))
+
+
+@pytest.mark.parametrize("flag", ["--hs_url", "--trigger_url"])
+def test_a_system_that_is_none_is_refused_before_anything_is_done(flag: str) -> None:
+    for url in ("http://other:4222", "nats://", "nats://user:s3cret@other:99999", "nats://a, redis://b"):
+        with pytest.raises(UsageError, match=f"{flag}: '.*' is no server's address") as failure:
+            order(flag, url)
+        assert "s3cret" not in str(failure.value)
+        assert failure.value.hint == "write it as nats://HOST:PORT"
+    connections = order(flag, "other:4223, tls://third").connections
+    (found,) = (one for one in (connections.host_services, connections.triggers) if one)
+    assert found.nats_url == "nats://other:4223,tls://third"
+
+
+def test_a_list_of_triggers_is_short_unless_all_of_it_is_wanted() -> None:
+    workload = MachineWorkload(name="fn", triggers=("a", "b", "c", "stream:ORDERS (orders.new)"))
+    machine = Machine(id="1", workload=workload)
+    short, full = (
+        _machines(Output(as_json=False), InfoReply(machines=(machine,)), full=full) for full in (False, True)
+    )
+    assert "a, b, c and 1 more" in short
+    assert "a, b, c, stream:ORDERS (orders.new)" in full
+    assert "TRIGGERS" in _machines(
+        Output(as_json=False), InfoReply(machines=(Machine(id="1", workload=MachineWorkload(name="s")),)), full=False
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -18,6 +19,7 @@ from nex.protocol.control import InfoReply, Machine, PingReply
 __all__ = ["info", "ls", "probe"]
 
 _KIB = 1024
+_TRIGGERS = 3
 
 
 @command(
@@ -122,7 +124,7 @@ def _machines(out: Output, found: InfoReply, *, full: bool) -> str:
     if not found.machines:
         return "No workloads in this namespace."
     columns = ["name", "id", "type", "health", "uptime", "runtime"]
-    columns += ["cpu s", "memory"]
+    columns += ["cpu s", "memory", "triggers"]
     columns += ["received", "sent", "driver", "description", "hash"] if full else []
     rows = [_machine(machine, full=full) for machine in found.machines]
     return out.table(columns, rows, numbers=("cpu s", "memory", "received", "sent"))
@@ -133,10 +135,16 @@ def _machine(machine: Machine, *, full: bool) -> list[object]:
     health = "healthy" if machine.healthy else "unhealthy"
     row: list[object] = [workload.name, machine.id, workload.type, health, machine.uptime, workload.runtime]
     row += [None if machine.cpu_seconds is None else f"{machine.cpu_seconds:.2f}", _size(machine.memory_bytes)]
+    row.append(_triggers(workload.triggers, _TRIGGERS if not full else len(workload.triggers)))
     if full:
         row += [_size(machine.received_bytes), _size(machine.sent_bytes)]
         row += [machine.driver, workload.description, workload.hash]
     return row
+
+
+def _triggers(triggers: Sequence[str], most: int) -> str:
+    left = len(triggers) - most
+    return ", ".join(triggers[:most]) + (f" and {left} more" if left > 0 else "")
 
 
 def _size(count: int | None) -> str | None:
