@@ -23,7 +23,7 @@ from nex.errors import (
 from nex.hostservices.base import Caller, HostError, HostService
 from nex.transport.connection import Connection
 from nex.transport.jetstream import JetStreamError
-from nex.transport.keyvalue import Entry
+from nex.transport.keyvalue import Entry, ValueTooLarge
 from nex.transport.objectinfo import ObjectInfo
 
 __all__ = [
@@ -221,6 +221,8 @@ def host_error(error: NexError) -> HostError:
     match error:
         case JetStreamError(is_conflict=True):
             return HostError("conflict", str(error).removeprefix("JetStream refused: "))
+        case ValueTooLarge():
+            return HostError("too_large", str(error))
         case JetStreamError(is_full=True):
             return HostError("too_large", f"the bucket is full ({error.reason.removeprefix('JetStream refused: ')})")
         case JetStreamError(is_unavailable=True) | UnreachableError():

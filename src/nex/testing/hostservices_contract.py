@@ -307,12 +307,27 @@ class KeyValueContract:
         """What it had, it keeps."""
         kv = self.kv(system, max_bytes=10_000)
         await kv(KvSet(key="a"), b"x" * 6000)
-        assert (await kv.failure(KvSet(key="b"), b"x" * 6000)).name == "too_large"
+        full = await kv.failure(KvSet(key="b"), b"x" * 6000)
+        assert (full.name, "the bucket is full" in str(full)) == ("too_large", True)
         assert (await kv(KvKeys()))[0]["keys"] == ["a"]
         await kv(KvSet(key="a"), b"y" * 6000)
         await kv(KvDelete(key="a"))
         await kv(KvSet(key="b"), b"x" * 6000)
         assert (await kv(KvKeys()))[0]["keys"] == ["b"]
+
+    @pytest.mark.parametrize("call", [KvSet(key="a"), KvCreate(key="b"), KvUpdate(key="a", revision=1)])
+    async def test_a_value_that_no_room_would_do_for_is_told(self, system: StoreSystem, call: KvSet) -> None:
+        """With its size, that of the bucket, and what to do."""
+        kv = self.kv(system, max_bytes=10_000)
+        await kv(KvSet(key="a"), b"kept")
+        refused = await kv.failure(call, b"x" * 10_000)
+        assert refused.name == "too_large"
+        told = (
+            f"the value of {call.key} has 10000 bytes, too many for bucket hs_default_fn_kv, which holds 10000: keep it"
+        )
+        assert str(refused).startswith(told)
+        assert "nats stream edit KV_hs_default_fn_kv --max-bytes" in str(refused)
+        assert (await kv(KvGet(key="a")))[1] == b"kept"
 
     async def test_buckets_belong_to_a_workload_of_a_namespace(self, system: StoreSystem) -> None:
         """And outlive it."""

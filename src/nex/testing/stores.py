@@ -17,7 +17,7 @@ from nex.errors import NotFoundError
 from nex.protocol.times import format_rfc3339
 from nex.transport.connection import Connection
 from nex.transport.jetstream import JetStreamError
-from nex.transport.keyvalue import Entry, Operation
+from nex.transport.keyvalue import RECORD_BYTES, Entry, Operation, ValueTooLarge
 from nex.transport.objectinfo import CHUNK_BYTES, ObjectInfo, now
 from nex.transport.page import Page
 
@@ -25,7 +25,6 @@ __all__ = ["MemoryKeyValue", "MemoryObjects", "no_connection"]
 
 _WRONG_SEQUENCE = 10071
 _FULL = 10077
-_RECORD_BYTES = 30  # what a file store adds to a message, but for its subject
 
 
 class _NoConnection:
@@ -163,6 +162,8 @@ class MemoryKeyValue:
         replaced = old if operation == "purge" or ttl_s else old[: max(0, len(old) + 1 - into.history)]
         kept = [other for other in into.entries if other not in replaced]
         if 0 < into.max_bytes < sum(_size(bucket, other) for other in [*kept, entry]):
+            if into.max_bytes < _size(bucket, entry):
+                raise ValueTooLarge(key, len(value), bucket, into.max_bytes)
             raise JetStreamError(_FULL, "maximum bytes exceeded")
         into.entries, into.last = [*kept, entry], entry.revision
         for fits, queue in into.watchers:
@@ -275,4 +276,4 @@ def _regex(pattern: str) -> re.Pattern[str]:
 
 
 def _size(bucket: str, entry: Entry) -> int:
-    return _RECORD_BYTES + len(f"$KV.{bucket}.{entry.key}") + len(entry.value)
+    return RECORD_BYTES + len(f"$KV.{bucket}.{entry.key}") + len(entry.value)

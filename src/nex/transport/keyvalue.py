@@ -11,9 +11,9 @@ import math
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final, Literal, cast
 
-from nex.errors import NexError, NotFoundError, UnreachableError, UsageError
+from nex.errors import NexError, NotFoundError, RefusedError, UnreachableError, UsageError
 from nex.protocol.times import format_rfc3339
 from nex.transport.connection import Connection
 from nex.transport.consumer import Consumer, follow, position
@@ -21,9 +21,12 @@ from nex.transport.jetstream import JetStream, JetStreamError, Stored
 from nex.transport.message import Msg
 from nex.transport.page import Page
 
-__all__ = ["Entry", "KeyValue", "Operation"]
+__all__ = ["RECORD_BYTES", "Entry", "KeyValue", "Operation", "ValueTooLarge"]
 
 Operation = Literal["put", "delete", "purge"]
+
+RECORD_BYTES: Final = 30
+"""What a stream in files adds to a message of its size, but for its subject."""
 
 _BUCKET: Final = re.compile(r"[a-zA-Z0-9_-]+")
 _OPERATION: Final = "KV-Operation"
@@ -54,6 +57,20 @@ class Entry:
     revision: int
     created: str
     operation: Operation = "put"
+
+
+class ValueTooLarge(RefusedError):  # noqa: N818 - reads as what happened
+    """A value that its bucket cannot hold, however empty it is."""
+
+    def __init__(self, key: str, size: int, bucket: str, most: int) -> None:
+        self.key = key
+        self.size = size
+        self.bucket = bucket
+        self.most = most
+        super().__init__(
+            f"the value of {key} has {size} bytes, too many for bucket {bucket}, which holds {most}: keep it in an "
+            f"object store, or make the bucket larger (nats stream edit KV_{bucket} --max-bytes BYTES)"
+        )
 
 
 class KeyValue:
@@ -250,6 +267,14 @@ class KeyValue:
         except UnreachableError:
             if self._connection.is_connected:
                 await self._info(bucket, stream)  # says so if there is no such bucket, or no JetStream
+            raise
+        except JetStreamError as error:
+            if value and (error.is_full or error.is_too_large):
+                bounds = (await self._info(bucket, stream))["config"]
+                record = RECORD_BYTES + len(f"$KV.{bucket}.{key}") + len(value)
+                for size, name in ((record, "max_bytes"), (len(value), "max_msg_size")):
+                    if 0 < (bound := cast("int", bounds.get(name, -1))) < size:
+                        raise ValueTooLarge(key, len(value), bucket, bound) from error
             raise
 
     async def _lifetime(self, bucket: str, ttl_s: float) -> dict[str, str]:

@@ -14,7 +14,7 @@ from nex.errors import MessageError, NotFoundError, RefusedError, UnreachableErr
 from nex.testing.servers import config_server, public_server
 from nex.transport.connection import Connection
 from nex.transport.jetstream import JetStream, JetStreamError
-from nex.transport.keyvalue import Entry, KeyValue
+from nex.transport.keyvalue import Entry, KeyValue, ValueTooLarge
 from nex.transport.message import Msg
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer, public_config
@@ -353,3 +353,13 @@ async def test_what_answers_nonsense_is_told(connection: Connection) -> None:
     for call in (store.get("B", "a"), store.get("B", "a", 1), store.put("B", "a", b""), store.keys("B")):
         with pytest.raises(MessageError, match="JetStream answered"):
             await call
+
+
+async def test_a_value_larger_than_its_bucket_takes_is_told_with_both_sizes(connection: Connection) -> None:
+    store, api = KeyValue(connection), JetStream(connection)
+    await store.ensure_bucket("B", max_bytes=100_000)
+    config = (await api.call("STREAM.INFO.KV_B"))["config"]
+    await api.call("STREAM.UPDATE.KV_B", config | {"max_msg_size": 1000})
+    with pytest.raises(ValueTooLarge, match=r"the value of k has 1001 bytes, .* bucket B, which holds 1000"):
+        await store.put("B", "k", bytes(1001))
+    assert await store.put("B", "k", bytes(1000)) == 1
