@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nex.transport.options import Greeting
 
-__all__ = ["greet"]
+__all__ = ["greet", "read_line"]
 
 _READ_BYTES = 4096
 _INFO_LIMIT_BYTES = 64 << 10
@@ -50,8 +50,7 @@ def greet(
         UnreachableError: no server speaks at the other end.
         KeyFormatError: the secret is none.
     """
-    os.set_blocking(fd, True)
-    info = _read_line(fd)
+    info = read_line(fd, _READ_BYTES)
     if not info.startswith(b"INFO {"):
         raise _unreachable("what is at the other end of the stream does not speak NATS")
     signature = sign_raw(secret, text_of(info, "nonce").encode())
@@ -70,12 +69,19 @@ def _unreachable(why: str) -> Exception:
     return UnreachableError(why)
 
 
-def _read_line(fd: int) -> bytes:
-    """What the server says first: one line, and no more before we have answered."""
+def read_line(fd: int, piece: int = 1) -> bytes:
+    """What the server says first: one line. Blocks, and so does the stream from now on.
+
+    With a ``piece`` of more than a byte, more is read than the line, if the server says more before it is answered.
+
+    Raises:
+        UnreachableError: the stream ends before that.
+    """
+    os.set_blocking(fd, True)
     line = b""
     while not line.endswith(b"\n"):
         try:
-            data = os.read(fd, _READ_BYTES)
+            data = os.read(fd, piece)
         except OSError:
             data = b""
         line += data

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+from nex.agent.greeting import read_line
 from nex.protocol.agent import Credentials, PublicUser, inbox_prefix
 from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions, Greeting
 
-__all__ = ["connect", "connect_public"]
+__all__ = ["connect", "connect_joined", "connect_public"]
 
 _PATIENCE_S = 30.0  # an emulated machine on a busy host; whether an agent is too late is for its node to say
 _PING_S = 120.0  # each wakes us and the server; that is on our host, and goes together with the stream
@@ -41,6 +44,33 @@ async def connect(
         greeting=greeting,
         timeout_s=_PATIENCE_S,
         ping_s=_PING_S,
+    )
+    return await Connection.open(options)
+
+
+async def connect_joined(stream: Callable[[], Awaitable[int]], machine_id: str, *, name: str) -> Connection:
+    """Take over a stream that the host joins to the public system; who we are there has been said.
+
+    Raises:
+        NexError: the host could not join it.
+    """
+    fd = await stream()
+
+    async def opened() -> int:
+        return fd
+
+    try:
+        info = await asyncio.to_thread(read_line, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    options = ConnectOptions(
+        servers=("nats://public",),
+        name=name,
+        inbox_prefix=inbox_prefix(machine_id),
+        stream=opened,
+        greeting=Greeting(info),
+        timeout_s=_PATIENCE_S,
     )
     return await Connection.open(options)
 

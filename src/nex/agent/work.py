@@ -13,7 +13,7 @@ from nex.agent.artifact import fetch
 from nex.agent.calls import Calls
 from nex.agent.hostcalls import HostCalls
 from nex.agent.limits import Bounds
-from nex.agent.link import connect
+from nex.agent.link import connect, connect_joined
 from nex.agent.output import Output
 from nex.agent.place import Place
 from nex.agent.public import PublicTriggers
@@ -156,10 +156,13 @@ class Work:
             await self._connection.subscribe(agent_subject(self._machine_id, "renew"), self._on_renew)
         else:
             connection = self._connection
-            if request.data is not None:
-                stream = self._place.channels.data() if self._place.channels else None
+            stream = self._place.channels.data() if self._place.channels else None
+            if request.joined and stream is not None:
+                connection = self._data = await connect_joined(stream, self._machine_id, name=name)
+            elif request.data is not None:
                 connection = self._data = await connect(request.data, self._machine_id, name=name, stream=stream)
-                self._tasks.start(self._watch_data(connection), name="data")
+            if self._data is not None:
+                self._tasks.start(self._watch_data(self._data), name="data")
             await self._calls.open(connection, request.subscriptions)
         await self._calls.open(self._connection, request.events)
 

@@ -8,8 +8,9 @@ contract suite in `nex.testing.driver_contract`.
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -22,6 +23,7 @@ from nex.processes import Exit
 
 __all__ = [
     "Capabilities",
+    "Dial",
     "Driver",
     "DriverContext",
     "Fingerprint",
@@ -35,6 +37,10 @@ __all__ = [
 ]
 
 _ID_LIMIT = 64  # what a jailer takes
+
+Dial = Callable[[asyncio.Protocol], Awaitable[bytes | None]]
+"""Connects a protocol, which does not read until it is told to, and gives what the machine is to hear first; or None:
+it is to be connected to the private server. Raises NexError."""
 
 
 class Health(StrEnum):
@@ -92,13 +98,15 @@ class MachineSpec:
 
     ``hello`` is the encoded `nex.protocol.agent.Hello`, which holds credentials: the driver hands it to the agent
     unread and over a private way (never argv, environment or a readable file). ``server`` is the (host, port) of
-    the node's private server: where the driver joins the agent's byte stream to, if it has no network.
+    the node's private server: where the driver joins the agent's byte streams to, if it has no network; ``dial``, if
+    there is one, connects the data stream in its place.
     """
 
     id: str
     hello: bytes = field(repr=False)
     server: tuple[str, int]
     resources: Resources = Resources()
+    dial: Dial | None = field(default=None, repr=False)
 
 
 class Handle(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
-from nex.errors import MachineError
+from nex.drivers.base import Dial
+from nex.errors import MachineError, NexError
 from nex.protocol.channel import KNOCK, frame_hello
 
 __all__ = ["Relay"]
@@ -23,14 +24,16 @@ class Relay:
 
     Args:
         server: host and port of the private server.
+        dial: connects the data stream, where that may be joined to another.
 
     Attributes:
         received_bytes: what has come from the machine.
         sent_bytes: what has gone to it.
     """
 
-    def __init__(self, server: tuple[str, int]) -> None:
+    def __init__(self, server: tuple[str, int], dial: Dial | None = None) -> None:
         self._server = server
+        self._dial = dial
         self._serving: set[_Join] = set()
         self.received_bytes = 0
         self.sent_bytes = 0
@@ -43,16 +46,32 @@ class Relay:
             hello: the encoded hello, for the control stream.
 
         Raises:
-            MachineError: the machine does not keep to the protocol, or the private server cannot be reached.
+            MachineError: the machine does not keep to the protocol, or the server cannot be reached.
         """
         join = _Join(self)
         self._serving.add(join)
         try:
-            await join.run(sock, self._server, frame_hello(hello) if hello is not None else b"")
+            if hello is None:
+                await join.run(sock, self._connect_data, b"")
+            else:
+                await join.run(sock, self._connect, frame_hello(hello))
         finally:
             join.abort()
             self._serving.discard(join)
             await asyncio.shield(join.wait_closed())
+
+    async def _connect_data(self, protocol: asyncio.Protocol) -> bytes:
+        first = await self._dial(protocol) if self._dial is not None else None
+        return await self._connect(protocol) if first is None else first
+
+    async def _connect(self, protocol: asyncio.Protocol) -> bytes:
+        loop = asyncio.get_running_loop()
+        try:
+            await loop.create_connection(lambda: protocol, *self._server)
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise MachineError(f"the node's private server cannot be reached: {reason}") from error
+        return b""
 
     async def aclose(self) -> None:
         """End every stream now; `serve` returns."""
@@ -129,7 +148,9 @@ class _Join:
         self._server = _End(self._to_machine)
         self._knock: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
-    async def run(self, sock: socket.socket, server: tuple[str, int], greeting: bytes) -> None:
+    async def run(
+        self, sock: socket.socket, connect: Callable[[asyncio.Protocol], Awaitable[bytes]], greeting: bytes
+    ) -> None:
         loop = asyncio.get_running_loop()
         try:
             sock.setblocking(False)
@@ -146,12 +167,16 @@ class _Join:
             return
         early = self._knock.result()
         try:
-            await loop.create_connection(lambda: self._server, *server)
-        except OSError as error:
-            reason = os.strerror(error.errno) if error.errno else str(error)
-            raise MachineError(f"the node's private server cannot be reached: {reason}") from error
+            first = await connect(self._server)
+        except MachineError:
+            raise
+        except NexError as error:
+            raise MachineError(f"the public system cannot be reached: {error}") from error
         self._machine.other, self._server.other = self._server, self._machine
         self._machine.take = self._to_server
+        if first:
+            self._to_machine(first)
+            self._server.listen(True)
         if early:
             self._to_server(early)
         if self._machine.lost.done():

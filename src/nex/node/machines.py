@@ -18,6 +18,7 @@ from nex.node.config import NodeConfig
 from nex.node.lifecycle import backoff_s
 from nex.node.plane import Plane
 from nex.node.state import State
+from nex.node.users import PublicUsers
 from nex.protocol.ids import new_id
 from nex.tasks import TaskOwner
 from nex.telemetry.logs import Log
@@ -49,7 +50,14 @@ class MachinePool:
     """Makes, keeps and destroys machines. `run` and `run_pings` go on for as long as the node runs."""
 
     def __init__(
-        self, driver: Driver, plane: Plane, state: State, config: NodeConfig, *, other: Callable[[str], Driver]
+        self,
+        driver: Driver,
+        plane: Plane,
+        state: State,
+        config: NodeConfig,
+        *,
+        other: Callable[[str], Driver],
+        users: PublicUsers | None = None,
     ) -> None:
         """Prepare it.
 
@@ -59,12 +67,14 @@ class MachinePool:
             state: remembers them until they are destroyed.
             config: the node's.
             other: gives the driver of that name, to clean up what an earlier run of this node made with it.
+            users: of the public system, to which they join data streams.
         """
         self._driver = driver
         self._other = other
         self._plane = plane
         self._state = state
         self._config = config
+        self._users = users
         self._handshake_s = _seconds(config.agent_handshake_timeout_ms) or driver.capabilities.handshake_s
         self._ping_s = _seconds(config.agent_ping_timeout_ms) or driver.capabilities.ping_s
         self._links: dict[str, AgentLink] = {}
@@ -210,6 +220,7 @@ class MachinePool:
             hello=self._plane.hello(machine_id),
             server=self._plane.address,
             resources=self._config.machine_template,
+            dial=self._users.dialer(machine_id) if self._users is not None else None,
         )
         machine = self._driver.create(spec)
         link = self._plane.link(machine)

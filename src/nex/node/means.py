@@ -88,12 +88,14 @@ def start_request(
     triggers = request.trigger_subjects
     subscriptions = Route.subscriptions(link.id, triggers)
     data = public = None
+    joined = False
     if way is not Way.BRIDGE:
         queue = queue_group(order.namespace, order.name)
         subscriptions = tuple(Subscription(trigger=t, subject=t, queue=queue) for t in triggers)
         hears = [(trigger, queue) for trigger in triggers]
         if means.users is not None and way is Way.USERS:
-            public = means.users.sign(link.id, hears)
+            public = means.users.admit(link.id, hears)
+            joined = public is None
         else:
             data = means.plane.data_credentials(link.id, hears)
     return StartRequest(
@@ -109,5 +111,6 @@ def start_request(
         subscriptions=subscriptions,
         data=data,
         public=public,
+        joined=joined,
         events=events(link.id, len(triggers), request.triggers),
     )

@@ -149,7 +149,8 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
     payload = max(public.max_payload, _MIN_PAYLOAD) + EVENT_HEADER_BYTES
     folder, denied = state.subfolder("server"), (*UNHEARD, *config.deny_trigger_subjects)
     plane = Plane(folder, leafnode=config.leafnode, max_payload=payload, data_payload=public.max_payload, denied=denied)
-    pool = MachinePool(driver, plane, state, config, other=partial(choice.made, config))
+    users = await PublicUsers.of(config.workload_users, connect, driver, denied=denied)
+    pool = MachinePool(driver, plane, state, config, other=partial(choice.made, config), users=users)
     bridge = Bridge(public)
     plane.on_up, plane.on_down = bridge.open, pool.give_up_all
     await driver.open()
@@ -179,7 +180,7 @@ async def _assemble(config: NodeConfig, connect: ConnectOptions, stack: contextl
         publisher=Publisher(public, node_key.public),
         services=services,
         leaf=LeafLink(plane) if config.leafnode.urls else None,
-        users=await PublicUsers.of(config.workload_users, connect, driver, denied=denied),
+        users=users,
     )
     workloads = Workloads(means, Rules(config, xkey, node_key.public, public.max_payload), autostart_key)
     stack.push_async_callback(workloads.aclose)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Collection, Iterable
-from pathlib import Path
 
-from nex.drivers.base import Driver
+from nex.drivers.base import Dial, Driver
 from nex.errors import NexError, UnreachableError, UsageError
 from nex.node.agents import AgentLink
 from nex.node.config import WorkloadUsers
@@ -21,6 +20,7 @@ from nex.security.keys import SigningKey, exposure, read_seed
 from nex.security.users import UserSigner
 from nex.telemetry.logs import Log
 from nex.transport.connection import Connection
+from nex.transport.dial import dial
 from nex.transport.options import ConnectOptions
 
 __all__ = ["PublicUsers", "read_signer"]
@@ -47,12 +47,17 @@ class PublicUsers:
         signer: of the account.
         public: how the node reaches the public system. Its servers and whom they are trusted by are told to machines,
             its credentials are not.
+        streams: machines have nothing but streams: on that for data, the node says who they are before it is joined.
         denied: subjects that no machine may hear.
     """
 
-    def __init__(self, signer: UserSigner, public: ConnectOptions, *, denied: Iterable[str] = ()) -> None:
+    def __init__(
+        self, signer: UserSigner, public: ConnectOptions, *, streams: bool = False, denied: Iterable[str] = ()
+    ) -> None:
         self._signer = signer
         self._public = public
+        self._streams = streams
+        self._hears: dict[str, Collection[tuple[str, str]]] = {}
         self._denied = tuple(denied)
         self._said: str | None = None
         self.is_up = False
@@ -74,7 +79,7 @@ class PublicUsers:
         if why := _obstacle(public, driver):
             _log.warn("users_left", f"workload_users is not used, triggers come by leaf node or bridge: {why}")
             return None
-        return cls(signer, public, denied=denied)
+        return cls(signer, public, streams=not driver.capabilities.shares_host, denied=denied)
 
     def sign(self, machine_id: str, subscriptions: Iterable[tuple[str, str]]) -> PublicUser:
         """A new user who may hear these (subject, queue group), and answer."""
@@ -86,6 +91,47 @@ class PublicUsers:
             seed=seed,
             tls_ca=str(ca.expanduser().absolute()) if ca is not None else "",
             tls_first=self._public.tls_first,
+        )
+
+    def admit(self, machine_id: str, subscriptions: Collection[tuple[str, str]]) -> PublicUser | None:
+        """Let a machine hear these (subject, queue group): as the user that is returned.
+
+        None is for a machine that has a data stream: whoever it is joined to knows it as a new user already, whose seed
+        is kept nowhere. `forget` it when that has been joined, or will not be.
+        """
+        if not self._streams:
+            return self.sign(machine_id, subscriptions)
+        self._hears[machine_id] = subscriptions
+        return None
+
+    def forget(self, machine_id: str) -> None:
+        """The data stream of that machine is not to be joined to the public system any more."""
+        self._hears.pop(machine_id, None)
+
+    def dialer(self, machine_id: str) -> Dial | None:
+        """Connects the data stream of a machine to the public system, if that machine was admitted."""
+
+        async def dialed(protocol: asyncio.Protocol) -> bytes | None:
+            if (hears := self._hears.pop(machine_id, None)) is None:
+                return None
+            jwt, seed = self._signer.user(machine_id, hears, denied=self._denied)
+            return await dial(self._as_user(f"nex triggers of {machine_id}", jwt, seed), protocol)
+
+        return dialed if self._streams else None
+
+    def _as_user(self, name: str, jwt: str, seed: str) -> ConnectOptions:
+        """How the node connects as somebody else."""
+        public = self._public
+        return ConnectOptions(
+            servers=public.addresses,
+            name=name,
+            jwt=jwt,
+            seed=seed,
+            tls_ca=public.tls_ca,
+            tls_cert=public.tls_cert,
+            tls_key=public.tls_key,
+            tls_first=public.tls_first,
+            timeout_s=_PATIENCE_S,
         )
 
     async def keep(self, link: AgentLink, subscriptions: Collection[tuple[str, str]]) -> None:
@@ -109,18 +155,9 @@ class PublicUsers:
 
     async def check(self) -> bool:
         """Whether the public system takes a user who may do nothing. One that is away has not said no."""
-        user = self.sign("probe", ())
-        options = ConnectOptions(
-            servers=user.servers,
-            name="nex node (probe)",
-            jwt=user.jwt,
-            seed=user.seed,
-            tls_ca=Path(user.tls_ca) if user.tls_ca else None,
-            tls_first=user.tls_first,
-            timeout_s=_PATIENCE_S,
-        )
+        probe = self._as_user("nex node (probe)", *self._signer.user("probe", (), life_s=_LIFE_S))
         try:
-            async with await Connection.open(options):
+            async with await Connection.open(probe):
                 self.is_up = True
         except UnreachableError as error:
             self._say(f"the public system cannot be asked: {error}")
@@ -165,9 +202,7 @@ def read_signer(config: WorkloadUsers) -> UserSigner:
 
 def _obstacle(public: ConnectOptions, driver: Driver) -> str:
     """Why machines cannot connect to the public system themselves; empty if they can."""
-    if not driver.capabilities.shares_host:
-        return f"machines of the driver {driver.name} have no network but their streams to the private server"
-    if public.tls_cert is not None:
+    if driver.capabilities.shares_host and public.tls_cert is not None:
         return "the node shows the public system a certificate of its own, which is not for machines"
     return ""
 

@@ -296,6 +296,8 @@ class Workload:
                 raise MachineError(str(error)) from error  # by another way it may start
             raise
         finally:
+            if means.users is not None:
+                means.users.forget(link.id)
             await asyncio.wait((saving,))
         if (unsaved := saving.result()) is not None:
             raise unsaved
@@ -303,7 +305,7 @@ class Workload:
             await self._route.attach(link, access.triggers)
         else:
             await self._route.close()
-        if means.users is not None and way is Way.USERS:
+        if means.users is not None and request.public is not None:
             hears = [(one.subject, one.queue) for one in request.subscriptions]
             self._tasks.start(means.users.keep(link, hears), name="users")
         if self._sources is not None:

@@ -200,6 +200,8 @@ class StartRequest(Message, frozen=True):
     """Where the subscriptions are made, if not on the agent's own connection (a joined public system)."""
     public: PublicUser | None = None
     """Where they are made, if on the public system itself; another user comes with ``renew`` in time."""
+    joined: bool = False
+    """They are made on the data stream, which the host joins to the public system: as whom, it has said itself."""
     events: tuple[Subscription, ...] = ()
     """Triggers whose messages the node itself brings: subscribed to on the agent's own connection."""
 

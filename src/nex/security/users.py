@@ -58,9 +58,11 @@ class UserSigner:
         subscriptions: Iterable[tuple[str, str]],
         *,
         denied: Iterable[str] = (),
-        life_s: float,
+        life_s: float = 0,
     ) -> tuple[str, str]:
-        """JWT and seed of a machine's user, good for ``life_s`` seconds, with the rights of `trigger_permissions`.
+        """JWT and seed of a machine's user, with the rights of `trigger_permissions`.
+
+        It is good for ``life_s`` seconds; without that, for as long as the account is.
 
         It may connect as a client does: as no leaf node, and over no other protocol.
         """
@@ -68,7 +70,7 @@ class UserSigner:
         rights = {**trigger_permissions(subscriptions, denied), "allowed_connection_types": ["STANDARD"]}
         if self.account != self._key.public:
             rights["issuer_account"] = self.account
-        return sign_user(self._key, f"nex-{machine_id}", rights, expires=int(time.time() + life_s))
+        return sign_user(self._key, f"nex-{machine_id}", rights, expires=int(time.time() + life_s) if life_s else 0)
 
     def __repr__(self) -> str:
         return f"UserSigner({self.account})"

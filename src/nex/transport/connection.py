@@ -24,7 +24,7 @@ from nex.transport.requests import Lull, Requests
 from nex.transport.subscription import PENDING_LIMIT, Intake, Subscription
 from nex.transport.wire import Wire
 
-__all__ = ["Connection", "Lull", "Msg", "Subscription"]
+__all__ = ["Connection", "Lull", "Msg", "Subscription", "why_not"]
 
 _RECONNECT_WAIT_S = 0.25
 _RECONNECT_ATTEMPTS = 20  # about five seconds without any server, unless we reconnect for ever
@@ -398,7 +398,7 @@ class Connection:
         if self._opening is not None:
             self._opening.append(error)
             if len(self._opening) >= len(self._options.servers):
-                raise _OpenFailedError(_why(self._opening, self._options))
+                raise _OpenFailedError(why_not(self._opening, self._options))
             return
         text = str(error).removeprefix("nats: ") or type(error).__name__
         if (refused := _REFUSED.search(text)) is not None:
@@ -442,7 +442,8 @@ class _OpenFailedError(Exception):
         self.reason = reason
 
 
-def _why(failures: list[Exception], options: ConnectOptions) -> NexError:
+def why_not(failures: Sequence[Exception], options: ConnectOptions) -> NexError:
+    """Why no connection could be made, of what went wrong with each server."""
     names = ", ".join(options.addresses)
     for error in failures:
         if isinstance(error, errors.Error) and _AUTHORIZATION.search(str(error)):

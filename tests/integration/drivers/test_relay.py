@@ -10,7 +10,7 @@ import pytest
 import pytest_asyncio
 
 from nex.drivers.relay import Relay
-from nex.errors import MachineError
+from nex.errors import MachineError, RefusedError
 from nex.protocol.channel import KNOCK, LENGTH_BYTES, hello_length
 from nex.tasks import TaskOwner
 
@@ -58,6 +58,46 @@ class Streams:
         machine, serving = self.serve()
         await self.send(machine, KNOCK)
         return machine, await self.accept(), serving
+
+
+async def test_a_data_stream_may_be_joined_to_another(streams: Streams) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as elsewhere:
+        elsewhere.setblocking(False)
+        wanted = [True, False]
+
+        async def dial(protocol: asyncio.Protocol) -> bytes | None:
+            if not wanted.pop(0):
+                return None
+            transport, _ = await streams.loop.create_connection(lambda: protocol, *elsewhere.getsockname()[:2])
+            transport.pause_reading()
+            return b"first,"
+
+        streams.relay = Relay(streams.listener.getsockname()[:2], dial)
+        machine, _ = streams.serve()
+        await streams.send(machine, KNOCK)
+        server, _ = await streams.loop.sock_accept(elsewhere)
+        streams.sockets.append(server)
+        await streams.send(server, b"second")
+        assert await streams.receive(machine, 12) == b"first,second"
+        await streams.send(machine, b"back")
+        assert await streams.receive(server, 4) == b"back"
+        control, _ = streams.serve(b"hello")  # this is always the private server's
+        await streams.send(control, KNOCK)
+        await streams.accept()
+        await streams.joined()
+        assert wanted == []
+
+
+async def test_a_data_stream_that_cannot_be_joined_is_closed(streams: Streams) -> None:
+    async def dial(_protocol: asyncio.Protocol) -> bytes | None:
+        raise RefusedError("we are not wanted")
+
+    streams.relay = Relay(streams.listener.getsockname()[:2], dial)
+    machine, serving = streams.serve()
+    await streams.send(machine, KNOCK)
+    with pytest.raises(MachineError, match="the public system cannot be reached: we are not wanted"):
+        await serving
+    assert await streams.receive(machine, 1) == b""
 
 
 @pytest_asyncio.fixture

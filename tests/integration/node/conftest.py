@@ -208,14 +208,16 @@ async def start(options: ConnectOptions, connection: Connection, tmp_path: Path)
     owner = TaskOwner("test", lambda _name, _error: None)
 
     @contextlib.asynccontextmanager
-    async def running(*, connect: ConnectOptions = options, **flags: object) -> AsyncGenerator[Driven]:
+    async def running(
+        *, connect: ConnectOptions = options, client: Connection = connection, **flags: object
+    ) -> AsyncGenerator[Driven]:
         name = str(flags.pop("name", "one"))
         given = {"state_dir": tmp_path / name, "driver": "process", "stop_grace_ms": 500, **flags}
         config = resolve(file=None, environ={}, flags={"name": name, **given})
         heard, stopping = Heard(), asyncio.Event()
         listening = [
-            await connection.subscribe("$NEX.events.>", heard.on_event),
-            await connection.subscribe("$NEX.logs.>", heard.on_line),
+            await client.subscribe("$NEX.events.>", heard.on_event),
+            await client.subscribe("$NEX.logs.>", heard.on_line),
         ]
         ready: asyncio.Future[NodeFace] = asyncio.get_running_loop().create_future()
         life = owner.start(node.run(config, connect=connect, on_ready=ready.set_result, stop=stopping), name="node")
@@ -223,7 +225,7 @@ async def start(options: ConnectOptions, connection: Connection, tmp_path: Path)
         if life.done():
             ready.cancel()
             await life
-        driven = Driven(ready.result(), connection, heard, config, stopping, life)
+        driven = Driven(ready.result(), client, heard, config, stopping, life)
         try:
             yield driven
         finally:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +15,19 @@ import pytest_asyncio
 from nex.drivers.base import DriverContext
 from nex.drivers.process.driver import ProcessDriver
 from nex.errors import UsageError
+from nex.images.image import Image
 from nex.node import users
 from nex.node.config import WorkloadUsers
 from nex.protocol.agent import ERROR_HEADER
 from nex.security.keys import SigningKey, write_seed
 from nex.testing.operators import OperatorSystem
+from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
 
 from .conftest import Start
 
+LARGE = os.urandom(900_000)
 SLOW = b"""(subject, payload) => new Promise((done) => setTimeout(done, 20, payload))"""
 
 
@@ -108,6 +113,49 @@ async def test_users_are_renewed_while_calls_come(
     assert not ended
     assert "user_not_renewed" not in actions(caplog)
     assert "machine_lost" not in actions(caplog)
+
+
+@pytest.mark.parametrize("driver", ["sandbox", "qemu"])
+async def test_a_machine_without_a_network_is_joined_to_the_public_system(
+    start: Start, flags: dict[str, object], guest_image: Image, driver: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridged: list[object] = []
+    monkeypatch.setattr("nex.node.triggers.Route.attach", lambda *a: bridged.append(a))
+    more = {"default_resource_dir": guest_image.folder.parent, "driver": driver}
+    async with start(**flags, **more) as driven:
+        reply = await driven.deploy(await driven.request(b"(s, p) => p"))
+
+        small = await driven.call("fn.echo", b"hello")
+        large = await driven.call("fn.echo", LARGE)
+        await driven.stop(reply.id, "echo")
+
+    assert (small.data, large.data) == (b"hello", LARGE)
+    assert bridged == []
+
+
+@pytest.mark.parametrize("driver", ["process", "sandbox"])
+async def test_functions_are_back_when_the_public_system_is(
+    start: Start, keys: OperatorSystem, seed_file: Path, tmp_path: Path, guest_image: Image, driver: str
+) -> None:
+    flags = {"workload_users.signing_seed_file": seed_file, "workload_users.account": keys.account.public}
+    more = {"default_resource_dir": guest_image.folder.parent, "driver": driver}
+    async with contextlib.AsyncExitStack() as first:
+        server = await first.enter_async_context(keys.server())
+        options = ConnectOptions(servers=(server.client_url,), creds=keys.credentials(tmp_path / "own.creds"))
+        client = await Connection.open(options, reconnect_forever=True, on_event=lambda _text: None)
+        async with client, start(connect=options, client=client, **flags, **more) as driven:
+            await driven.deploy(await driven.request(b"(s, p) => p"))
+            (before,) = (await driven.info()).machines
+            assert (await driven.call("fn.echo", b"one")).data == b"one"
+
+            await first.aclose()
+            async with keys.server(port=server.port):
+                await driven.answers("fn.echo")
+                (after,) = (await driven.info()).machines
+                driven.stopping.set()
+                await driven.wait_end()
+
+    assert after.id == before.id
 
 
 @pytest.mark.parametrize("whose", ["a stranger's", "no signing key's account"])

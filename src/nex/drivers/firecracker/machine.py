@@ -50,7 +50,7 @@ class FirecrackerMachine(Machine):
         self._snapshot = snapshot
         self._state = state
         self._on_destroyed = on_destroyed
-        self._relay = Relay(spec.server)
+        self._relay = Relay(spec.server, spec.dial)
         self._vmm: Vmm | None = None
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
         self._changing = asyncio.Lock()

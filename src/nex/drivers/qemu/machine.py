@@ -37,7 +37,7 @@ class QemuMachine(Machine):
         self._host = host
         self._vm: Vm | None = None
         self._mark = proc.Mark()
-        self._relay = Relay(spec.server)
+        self._relay = Relay(spec.server, spec.dial)
         self._notes: list[str] = []
         self._tasks = TaskOwner(f"drivers.qemu.{spec.id}", self._failed)
         self._exit: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()

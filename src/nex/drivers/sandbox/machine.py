@@ -75,7 +75,7 @@ class SandboxMachine(Machine):
         self._workshop = workshop
         self._bounds = bounds
         self._record = workshop.folder / spec.id
-        self._relay = Relay(spec.server)
+        self._relay = Relay(spec.server, spec.dial)
         self._tasks = TaskOwner(f"sandbox.{spec.id}", self._failed)
         self._notes: list[str] = []
         self._launched: Launched | None = None
