@@ -2,7 +2,8 @@
 
 A machine has two: *control* and *data*. Each is a pair of sockets in a sandbox, a virtio-serial port under QEMU, a
 vsock connection (made by the host) under Firecracker. On both, the guest knocks with one byte when it wants to be
-joined to the private server; from then on the stream carries the bytes of one NATS connection, unchanged. On the
+joined to the private server; from then on the stream carries the bytes of one NATS connection, unchanged. The data
+stream may be joined to the public system instead: the host has sent its CONNECT then, and the guest hears INFO. On the
 control stream the host speaks first: the length of the encoded `nex.protocol.agent.Hello` in four bytes, big end
 first, then the hello. A stream is joined once: when either end closes, the machine is of no more use.
 
