@@ -130,7 +130,7 @@ class Calls:
             if call.reply:
                 # Others stand behind: their answers may leave with this one.
                 more = len(self._open) >= self._limits.parallel
-                sent = without_orders(headers)
+                sent = without_orders(headers) if headers else None
                 way.connection.publish_soon(call.reply, payload, headers=sent, patient=more)
         except UsageError as error:  # what the function answered cannot be a message
             self.fail(call, _unsendable(error, way.connection))

@@ -85,8 +85,8 @@ class Owner(Protocol):
     host: HostCall | None
     asking: TaskOwner
 
-    def on_answer(self, worker: Worker, took_s: float | None) -> None:
-        """It has loaded the function, or answered a call in ``took_s`` seconds, and takes further calls."""
+    def on_answers(self, worker: Worker, count: int, took_s: float) -> None:
+        """It has answered ``count`` calls in ``took_s`` seconds each, or 0 and loaded the function; it takes more."""
 
     def on_lost(self, worker: Worker) -> None:
         """It is dead, or as good as dead."""
@@ -184,12 +184,18 @@ class Worker:
         except ConnectionError:
             data = b""
         answered: list[tuple[Waiter, Frame]] = []
+        was_loaded = self._loaded
         try:
             for frame in self._reader.feed(data):
                 self._take(frame, answered)
         except FrameError as error:
             self._broken(str(error))
-        self._out.flush()  # it shall not wait for its next calls while we pass on these answers
+        if answered:
+            now = self._loop.time()
+            took_s, self._began = (now - self._began) / len(answered), now
+            if self._loaded and not self._dead:
+                self._owner.on_answers(self, len(answered) if was_loaded else 0, took_s)
+                self._out.flush()  # it shall not wait for its next calls while we pass on these answers
         for waiter, frame in answered:
             if not waiter.done():
                 waiter.set_result(frame)
@@ -208,16 +214,11 @@ class Worker:
         first = (self._sequence - len(jobs) + 1) & 0xFFFFFFFF
         if not jobs or frame.id != first or frame.kind not in expected:
             raise FrameError(f"nobody waits for kind {frame.kind} with id {frame.id}")
-        kind, _, _, done = jobs.popleft()
         self._host.end()
-        now = self._loop.time()
-        took_s, self._began = now - self._began, now
+        answered.append((jobs.popleft().done, frame))
         if not self._loaded:
             self._loaded = frame.kind == Kind.READY
             self._silence_alarm()
-        answered.append((done, frame))
-        if self._loaded and not self._dead:
-            self._owner.on_answer(self, took_s if kind == Kind.CALL else None)
 
     def _broken(self, what: str) -> None:
         self._owner.log("ERROR", f"the function's worker does not keep to its protocol and is replaced: {what}")

@@ -115,7 +115,7 @@ class WorkerPool:
         if len(workers) < self.limits.parallel:
             if sum(not worker.loaded for worker in workers) < len(self._waiting):
                 self._replace()
-        elif all(worker.loaded for worker in workers):
+        elif len(self._waiting) == 1 and all(worker.loaded for worker in workers):  # else none has room
             self._feed(min(workers, key=_backlog))
 
     async def stop(self, grace_s: float) -> None:
@@ -137,10 +137,9 @@ class WorkerPool:
             await asyncio.shield(self.tasks.wait())
             await asyncio.shield(self.asking.aclose())
 
-    def on_answer(self, worker: Worker, took_s: float | None) -> None:
-        """A worker has loaded the function, or answered a call in ``took_s`` seconds, and takes further calls."""
-        if took_s is not None:
-            self.pace_s += (took_s - self.pace_s) * _PACE_WEIGHT
+    def on_answers(self, worker: Worker, count: int, took_s: float) -> None:
+        """A worker has answered ``count`` calls in ``took_s`` seconds each, or 0 and loaded the function."""
+        self.pace_s += (took_s - self.pace_s) * min(count * _PACE_WEIGHT, 1.0)
         self._feed(worker)
         if worker.backlog:
             return

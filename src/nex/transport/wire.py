@@ -288,13 +288,17 @@ class Wire(Client):
         if self._pending_data_size + size > (_BACKLOG_LIMIT_BYTES if self.is_connected else _OFFLINE_LIMIT_BYTES):
             raise UnreachableError("the server is away or does not take our messages, and no more can be kept for it")
         if size > _COPY_BYTES:
-            self._put(head, payload, b"\r\n", patient=patient)
+            self._pending += cast("tuple[bytes, ...]", (head, payload, b"\r\n"))  # the library joins them or the socket
+            self._queued(len(head) + len(payload) + 2, patient=patient)
         else:
             self._put(b"".join((head, payload, b"\r\n")), patient=patient)
 
-    def _put(self, *parts: bytes | memoryview, patient: bool = False) -> None:
-        self._pending.extend(cast("tuple[bytes, ...]", parts))  # the library joins them or hands them to the socket
-        self._pending_data_size += sum(map(len, parts))
+    def _put(self, data: bytes, *, patient: bool = False) -> None:
+        self._pending.append(data)
+        self._queued(len(data), patient=patient)
+
+    def _queued(self, size: int, *, patient: bool) -> None:
+        self._pending_data_size += size
         if not patient:
             self._kick()
         elif self._patience is None:
