@@ -176,6 +176,28 @@ async def test_a_system_that_takes_no_such_users_is_bridged(
     assert "refused our credentials" in warning.getMessage()
 
 
+async def test_where_no_such_users_are_taken_a_leaf_node_may_be(
+    start: Start,
+    flags: dict[str, object],
+    public: NatsServer,
+    keys: OperatorSystem,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    caplog.set_level("INFO", "nex.node")
+    bridged: list[object] = []
+    monkeypatch.setattr("nex.node.triggers.Route.attach", lambda *a: bridged.append(a))
+    write_seed(tmp_path / "other.nk", SigningKey.create("account").seed())
+    leaf = {"leafnode.urls": [public.leaf_url], "leafnode.credentials": keys.credentials(tmp_path / "leaf.creds")}
+    async with start(**{**flags, **leaf, "workload_users.signing_seed_file": tmp_path / "other.nk"}) as driven:
+        await driven.deploy(await driven.request(b"(s, p) => s"))
+        await driven.answers("fn.echo")
+
+    assert {"users_down", "leafnode_up"} <= actions(caplog)
+    assert bridged == []
+
+
 async def test_a_key_that_is_taken_back_meanwhile_is_found_out_by_the_next_deploy(
     start: Start, flags: dict[str, object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
