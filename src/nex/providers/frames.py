@@ -19,11 +19,12 @@ import struct
 from enum import IntEnum
 from typing import NamedTuple
 
-__all__ = ["ASIDE", "FRAME_OVERHEAD", "Frame", "FrameError", "FrameReader", "Kind", "encode"]
+__all__ = ["ASIDE", "FRAME_OVERHEAD", "Frame", "FrameError", "FrameReader", "Kind", "encode", "pieces"]
 
 _HEADER = struct.Struct("<IBII")
 _SIZE = struct.Struct("<I")
 _AFTER_SIZE = _HEADER.size - _SIZE.size
+_COPY_BYTES = 16384
 FRAME_OVERHEAD = _HEADER.size
 """Bytes of a frame beside its head and body."""
 ASIDE = 0x80000000
@@ -80,12 +81,22 @@ def encode(kind: int, call: int, head: bytes = b"", body: bytes = b"") -> bytes:
     return b"".join((_HEADER.pack(_AFTER_SIZE + size + len(body), kind, call, size), head, body))
 
 
+def pieces(kind: int, call: int, head: bytes = b"", body: bytes = b"") -> tuple[bytes, bytes]:
+    """The bytes of one frame in two pieces: a large body is the second, and not copied."""
+    if len(body) <= _COPY_BYTES:
+        return encode(kind, call, head, body), b""
+    size = len(head)
+    return _HEADER.pack(_AFTER_SIZE + size + len(body), kind, call, size) + head, body
+
+
 class FrameReader:
     """Cuts a byte stream into frames. A frame longer than ``limit_bytes`` is an error before it is read."""
 
     def __init__(self, limit_bytes: int) -> None:
         self._limit = limit_bytes
-        self._parts: list[bytes] = []
+        self._rest = b""  # less than a header
+        self._begun = (0, 0, 0)  # kind, id and length of the head of a frame that is not whole yet
+        self._parts: list[bytes | memoryview] = []  # of its head and body
         self._missing = 0
 
     def feed(self, data: bytes) -> list[Frame]:
@@ -94,29 +105,42 @@ class FrameReader:
         Raises:
             FrameError: a frame is malformed; the stream is of no use any more.
         """
-        if self._missing > len(data):  # the middle of a large frame: do not copy what is there again
+        if self._missing > len(data):
             self._parts.append(data)
             self._missing -= len(data)
             return []
-        if self._parts:
-            self._parts.append(data)
-            data = b"".join(self._parts)
-            self._parts = []
-        self._missing = 0
         frames: list[Frame] = []
-        start, end = 0, len(data)
+        start = 0
+        if self._missing:
+            start, self._missing = self._missing, 0
+            frames.append(self._whole(memoryview(data)[:start]))
+        elif self._rest:
+            data, self._rest = self._rest + data, b""
+        end = len(data)
         while end - start >= _HEADER.size:
             size, kind, call, head_size = _HEADER.unpack_from(data, start)
             stop = start + _SIZE.size + size
             if size < _AFTER_SIZE + head_size or stop - start > self._limit or kind not in _KINDS:
                 raise FrameError(f"a malformed frame: kind {kind}, {size} bytes, {head_size} of them head")
+            start += _HEADER.size
             if stop > end:
-                break
-            body = start + _HEADER.size + head_size
-            frames.append(Frame(kind, call, data[start + _HEADER.size : body], data[body:stop]))
+                self._begun = kind, call, head_size
+                self._parts = [memoryview(data)[start:]]
+                self._missing = stop - end
+                return frames
+            body = start + head_size
+            frames.append(Frame(kind, call, data[start:body], data[body:stop]))
             start = stop
         if start < end:
-            self._parts = [data[start:] if start else data]
-            if end - start >= _HEADER.size:
-                self._missing = stop - end
+            self._rest = data[start:]
         return frames
+
+    def _whole(self, last: memoryview) -> Frame:
+        """The frame that was begun; a body that came in pieces is copied once."""
+        kind, call, head_size = self._begun
+        parts, self._parts = [*self._parts, last], []
+        if len(parts[0]) < head_size:
+            parts = [b"".join(parts)]
+        first = memoryview(parts[0])
+        parts[0] = first[head_size:]
+        return Frame(kind, call, bytes(first[:head_size]), b"".join(parts))

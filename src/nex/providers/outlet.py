@@ -19,20 +19,21 @@ class Outlet:
         self._soon: list[bytes] = []
         sock.setblocking(False)
 
-    def send(self, data: bytes) -> int:
-        """Send, now or later; how many bytes wait until the other side reads."""
-        if self._unsent:
-            self._unsent += data
-            return len(self._unsent)
-        try:
-            sent = self._sock.send(data)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            return 0
-        if sent < len(data):
-            self._unsent += memoryview(data)[sent:]
+    def send(self, data: bytes, more: bytes = b"") -> int:
+        """Send both, now or later; how many bytes wait until the other side reads."""
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = self._sock.sendmsg((data, more)) if more else self._sock.send(data)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return 0
+            if sent == len(data) + len(more):
+                return 0
             self._loop.add_writer(self._fd, self._writable)
+        self._unsent += memoryview(data)[sent:]
+        self._unsent += memoryview(more)[max(0, sent - len(data)) :]
         return len(self._unsent)
 
     def send_soon(self, data: bytes) -> None:

@@ -14,7 +14,7 @@ from nex.errors import CallFailed, CallTimedOut, StartError, WorkloadError
 from nex.processes import Child, Exit
 from nex.protocol.agent import Limits
 from nex.providers.base import HostCall, Log
-from nex.providers.frames import Frame, FrameError, FrameReader, Kind, encode
+from nex.providers.frames import Frame, FrameError, FrameReader, Kind, encode, pieces
 from nex.providers.hostlink import HostLink
 from nex.providers.outlet import Outlet
 from nex.providers.texts import log_text
@@ -155,7 +155,7 @@ class Worker:
             # One timer serves many calls: when it goes off, it looks at how long the first of them has run.
             if self._alarm is None:
                 self._alarm = self._loop.call_at(now + timeout_s, self._check_deadline)
-            self._out.send(encode(job.kind, sequence, job.head, job.body))
+            self._out.send(*pieces(job.kind, sequence, job.head, job.body))
         else:  # it does not wait for this one
             self._out.send_soon(encode(job.kind, sequence, job.head, job.body))
 

@@ -33,6 +33,7 @@ from nex.transport.stream import StreamTransport
 __all__ = ["Wire"]
 
 _PING = b"PING\r\n"
+_END = b"\r\n"
 _SPACE = re.compile(r"[ \t\r\n]")
 _BACKLOG_BYTES = 2 << 20  # above it `drain_backlog` waits for the socket
 _BACKLOG_LIMIT_BYTES = 256 << 20  # above it nothing more is taken
@@ -54,24 +55,28 @@ class _Parser(Parser):
     def reset(self) -> None:
         """Forget what was half read."""
         super().reset()
-        self._parts: list[bytes] = []
-        self._missing = 0  # at least so many bytes more make a message whole
+        self._rest = b""  # of a line
+        self._begun = (0, b"", b"", 0)  # sid, subject, reply and length of the headers of a message not whole yet
+        self._parts: list[bytes | memoryview] = []  # of its headers, body and end
+        self._missing = 0
 
     def take(self, data: bytes) -> bytes:
         """Hand over the messages at the beginning. What is left begins with a line that is no message; mostly nothing.
 
         Bytes of a message that is not whole yet are kept for the next time.
         """
-        if self._parts or self._missing:
+        if self._missing > len(data):
             self._parts.append(data)
             self._missing -= len(data)
-            if self._missing > 0:
-                return b""
-            data = b"".join(self._parts)
-            self._parts = []
-        self._missing = 0
+            return b""
+        at = 0
+        if self._missing:
+            at, self._missing = self._missing, 0
+            self._whole(memoryview(data)[:at])
+        elif self._rest:
+            data, self._rest = self._rest + data, b""
         hand_over = self.nc.hand_over
-        at, end = 0, len(data)
+        end = len(data)
         while at < end:
             is_plain = data.startswith(b"MSG ", at)
             line = data.find(b"\r\n", at)
@@ -87,17 +92,30 @@ class _Parser(Parser):
                 raise errors.ProtocolError from None
             if not start <= body <= stop:
                 raise errors.ProtocolError
-            if stop + 2 > end:
-                self._missing = stop + 2 - end
-                break
             reply = fields[3] if len(fields) == (5 if is_plain else 6) else b""
             at = stop + 2
+            if at > end:
+                self._begun = sid, fields[1], reply, body - start
+                self._parts = [memoryview(data)[start:]]
+                self._missing = at - end
+                return b""
             hand_over(sid, fields[1], reply, data[body:stop], None if is_plain else data[start:body])
         rest = data[at:] if at else data
-        if rest and (self._missing or b"\r\n" not in rest):
-            self._parts.append(rest)
+        if rest and b"\r\n" not in rest:
+            self._rest = rest
             return b""
         return rest
+
+    def _whole(self, last: memoryview) -> None:
+        """Hand over the message that was begun; a body that came in pieces is copied once."""
+        sid, subject, reply, headers = self._begun
+        parts, self._parts = [*self._parts, last], []
+        if len(last) < len(_END) or len(parts[0]) < headers:
+            parts = [b"".join(parts)]
+        parts[-1] = memoryview(parts[-1])[: -len(_END)]
+        first = memoryview(parts[0])
+        parts[0] = first[headers:]
+        self.nc.hand_over(sid, subject, reply, b"".join(parts), bytes(first[:headers]) or None)
 
     async def parse(self, data: bytes = b"") -> None:
         """As the library wants it: messages and all other lines."""

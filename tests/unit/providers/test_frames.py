@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nex.providers.frames import FRAME_OVERHEAD, Frame, FrameError, FrameReader, Kind, encode
+from nex.providers.frames import FRAME_OVERHEAD, Frame, FrameError, FrameReader, Kind, encode, pieces
 
 KINDS = st.sampled_from(list(Kind))
 FRAMES = st.builds(
@@ -29,6 +29,14 @@ def test_frames_come_out_as_they_went_in_however_the_stream_is_cut(frames: list[
     data = b"".join(encode(*frame) for frame in frames)
     reader = FrameReader(LIMIT)
     assert [frame for piece in _cut(data, sizes) for frame in reader.feed(piece)] == frames
+
+
+@given(FRAMES)
+def test_the_pieces_of_a_frame_are_the_frame_and_a_large_body_is_one_of_them(frame: Frame) -> None:
+    first, second = pieces(*frame)
+    assert first + second == encode(*frame)
+    assert second in (b"", frame.body)
+    assert len(first) < LIMIT // 2
 
 
 @given(FRAMES)
