@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -123,6 +124,17 @@ async def test_the_guides_file_is_understood(nex: Nex, connection: Connection, t
             assert response.status == 401
         async with http.get(f"{url}/healthz") as response:
             assert response.status == 200
+        (tmp_path / "tokens").write_text("too short\n")
+        gateway.child.signal(signal.SIGHUP)
+        await gateway.err.find("nothing was changed: bearer_file .*line 1 is no token")
+        (tmp_path / "tokens").write_text("another-token-for-tests\n")
+        gateway.child.signal(signal.SIGHUP)
+        await gateway.err.find("the configuration was read again")
+        async with http.post(f"{url}/orders", data=b"{}", headers=mine) as response:
+            assert response.status == 401
+        mine["Authorization"] = "Bearer another-token-for-tests"
+        async with http.post(f"{url}/orders", data=b"{}", headers=mine) as response:
+            assert (response.status, await response.text()) == (200, "here")
     done = await gateway.interrupt()
     assert done.code == 0
     assert "a-token-for-tests" not in done.err + done.out

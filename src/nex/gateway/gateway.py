@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
-import logging
-import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
-from nex.errors import UnreachableError, UsageError
+from nex.errors import ConfigError, NexError, UnreachableError, UsageError
 from nex.gateway.bodies import Bodies
 from nex.gateway.config import GatewayConfig
 from nex.gateway.exchange import Exchange, Means
+from nex.gateway.listener import Certificate, Http, listen
 from nex.gateway.routes import Router
 from nex.protocol.subjects import collide
 from nex.tasks import TaskOwner
@@ -26,16 +23,11 @@ from nex.telemetry.logs import Log
 from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions
 
-__all__ = ["GatewayFace", "run"]
+__all__ = ["GatewayFace", "Reload", "run"]
 
-_IDLE_S = 30.0
-"""How long a connection may take to say what it wants, at its beginning and between requests."""
-_LINGER_S = 5.0
-_HANDSHAKE_S = 10.0
 _END_S = 5.0
-_BACKLOG = 512
-_MOST_HEADERS = 100
-_MOST_LINE_BYTES = 8190
+_FIXED = ("listen", "max_connections", "body_bucket", "reply_buckets")
+"""What a gateway that runs cannot change."""
 _log = Log("gateway")
 
 
@@ -47,18 +39,12 @@ class GatewayFace:
     routes: int
 
 
-class _Http(web.Server):
-    """Takes so many connections and no more."""
+@dataclass(frozen=True, slots=True)
+class Reload:
+    """Set ``asked``, and the gateway takes what ``read`` gives for its configuration, all of it or nothing."""
 
-    def __init__(self, handler: Callable[[web.BaseRequest], Any], most: int, **settings: Any) -> None:
-        super().__init__(handler, handler_cancellation=True, access_log=None, **settings)
-        self._most = most
-
-    def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
-        super().connection_made(handler, transport)
-        if len(self._connections) > self._most:
-            _log.warn("connection_refused", f"there are {self._most} connections; one more was closed")
-            transport.abort()
+    asked: asyncio.Event
+    read: Callable[[], GatewayConfig]
 
 
 async def run(
@@ -68,6 +54,7 @@ async def run(
     gracefully: asyncio.Event,
     at_once: asyncio.Event,
     on_ready: Callable[[GatewayFace], None] | None = None,
+    reload: Reload | None = None,
 ) -> int:
     """Be a gateway until told to stop; then let requests under way finish for a while.
 
@@ -77,6 +64,7 @@ async def run(
         gracefully: set it to end the gateway.
         at_once: set it to end it without waiting.
         on_ready: called once it serves.
+        reload: have the configuration read again.
 
     Returns:
         The exit code: 0, or 1 if it was stopped at once.
@@ -84,21 +72,21 @@ async def run(
     Raises:
         NexError: it could not start, or could not go on.
     """
-    for route in config.routes:
-        if collide(route.pattern, f"{connect.inbox_prefix}.>"):
-            raise UsageError(f"{route}: its subject is where answers go ({connect.inbox_prefix})")
-    context = None if config.tls is None else await asyncio.to_thread(_tls, *config.tls)
-    gateway = _Gateway(config)
+    _check(config, connect)
+    certificate = None if config.tls is None else await asyncio.to_thread(Certificate, config.tls)
+    gateway = _Gateway(config, connect, certificate)
     async with contextlib.AsyncExitStack() as stack:
         connection = await Connection.open(connect, reconnect_forever=True, on_event=gateway.on_event)
         await stack.enter_async_context(connection)
-        await gateway.live(connection, connect.domain, context, gracefully, at_once, on_ready)
+        await gateway.live(connection, gracefully, at_once, on_ready, reload)
     return 1 if at_once.is_set() else 0
 
 
 class _Gateway:
-    def __init__(self, config: GatewayConfig) -> None:
+    def __init__(self, config: GatewayConfig, connect: ConnectOptions, certificate: Certificate | None) -> None:
         self._config = config
+        self._connect = connect
+        self._certificate = certificate
         self._means: Means | None = None
         self._exchanges: dict[asyncio.Task[Any], RequestHandler] = {}
         self._idle = asyncio.Event()
@@ -113,46 +101,34 @@ class _Gateway:
     async def live(
         self,
         connection: Connection,
-        domain: str,
-        context: ssl.SSLContext | None,
         gracefully: asyncio.Event,
         at_once: asyncio.Event,
         on_ready: Callable[[GatewayFace], None] | None,
+        reload: Reload | None,
     ) -> None:
         config = self._config
         tasks = TaskOwner("gateway", _bug)
-        bodies = Bodies(connection, domain, config.body_bucket, config.reply_buckets)
+        bodies = Bodies(connection, self._connect.domain, config.body_bucket, config.reply_buckets)
         await bodies.prepare()
-        means = Means(config, Router(config.routes), connection, bodies, tasks)
-        self._means = means
-        http = _Http(
-            self._serve,
-            config.max_connections,
-            keepalive_timeout=_IDLE_S,
-            lingering_time=_LINGER_S,
-            max_line_size=_MOST_LINE_BYTES,
-            max_field_size=_MOST_LINE_BYTES,
-            max_headers=_MOST_HEADERS,
-            auto_decompress=False,
-            logger=_silent(),
-        )
-        listener = await _listen(http, config, context)
+        self._means = Means(config, Router(config.routes), connection, bodies, tasks)
+        http = Http(self._serve, config.max_connections)
+        listener = await listen(http, config.listen, self._certificate)
         try:
             self._tell_ready(listener, on_ready)
             closed = tasks.start(connection.wait_closed(), name="connection")
+            reloading = tasks.start(self._reload(reload), name="reload") if reload else None
             ends = [tasks.start(event.wait(), name="stop") for event in (gracefully, at_once)]
             await asyncio.wait([closed, *ends], return_when=asyncio.FIRST_COMPLETED)
             if closed.done():
                 raise UnreachableError("the messaging system closed the connection for good")
-            means.draining = True
+            self._means.draining = True
             listener.close()
             await self._drain(http, tasks, ends[1])
         finally:
             listener.close()
             await self._end(http)
-            closed.cancel()
-            for end in ends:
-                end.cancel()
+            for task in (closed, *ends, *((reloading,) if reloading else ())):
+                task.cancel()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_END_S):
                     await tasks.wait()
@@ -183,7 +159,38 @@ class _Gateway:
         if on_ready is not None:
             on_ready(GatewayFace(url, len(config.routes)))
 
-    async def _drain(self, http: _Http, tasks: TaskOwner, at_once: asyncio.Task[Any]) -> None:
+    async def _reload(self, reload: Reload) -> None:
+        """Whenever it is asked for; ends only by cancellation."""
+        while True:
+            await reload.asked.wait()
+            reload.asked.clear()
+            try:
+                await self._take(await asyncio.to_thread(reload.read))
+            except NexError as error:
+                why = "; ".join(map(str, error.problems)) if isinstance(error, ConfigError) else str(error)
+                _log.error("reload_refused", f"nothing was changed: {why}")
+
+    async def _take(self, config: GatewayConfig) -> None:
+        """Serve the requests that come from now on as this one says; those under way end as they began.
+
+        Raises:
+            UsageError: it cannot be had without a restart.
+        """
+        old, means = self._config, self._means
+        assert means is not None  # noqa: S101 - it serves
+        fixed = [name for name in _FIXED if getattr(config, name) != getattr(old, name)]
+        if bool(config.tls) != bool(old.tls):
+            fixed.append("tls_cert")
+        if fixed:
+            raise UsageError(f"{', '.join(fixed)} cannot change while the gateway runs: restart it")
+        _check(config, self._connect)
+        if config.tls is not None and self._certificate is not None:
+            self._certificate.show(await asyncio.to_thread(Certificate, config.tls))
+        self._config, self._means = config, replace(means, config=config, router=Router(config.routes))
+        routes, tokens = len(config.routes), len(config.tokens)
+        _log.info("reloaded", "the configuration was read again", routes=routes, tokens=tokens)
+
+    async def _drain(self, http: Http, tasks: TaskOwner, at_once: asyncio.Task[Any]) -> None:
         """Let the requests under way finish, for as long as they may; connections end with them."""
         busy = set(self._exchanges.values())
         for connection in http.connections:
@@ -202,7 +209,7 @@ class _Gateway:
                 _log.warn("cut_off", f"{len(self._exchanges)} requests were still under way; they are cut off")
                 return
 
-    async def _end(self, http: _Http) -> None:
+    async def _end(self, http: Http) -> None:
         for task in (exchanges := tuple(self._exchanges)):
             task.cancel()
         if exchanges:
@@ -210,47 +217,10 @@ class _Gateway:
         await http.shutdown(_END_S)
 
 
-def _tls(certificate: Path, key: Path) -> ssl.SSLContext:
-    for file in (certificate, key):
-        try:
-            file.read_bytes()
-        except OSError as error:
-            raise UsageError(f"the TLS file {file} cannot be read: {error.strerror}") from None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_alpn_protocols(["http/1.1"])
-    try:
-        context.load_cert_chain(certificate, key, password=lambda: b"")  # never ask the terminal
-    except (ssl.SSLError, ValueError):
-        raise UsageError(
-            f"{certificate} and {key} are no certificate and its key",
-            hint="both in PEM, the chain after the certificate, the key without a password",
-        ) from None
-    return context
-
-
-async def _listen(http: _Http, config: GatewayConfig, context: ssl.SSLContext | None) -> asyncio.Server:
-    listen = config.listen
-    name = f"{listen.host or '*'}:{listen.port}"
-    timeouts: dict[str, Any] = {} if context is None else {"ssl_handshake_timeout": _HANDSHAKE_S}
-    try:
-        return await asyncio.get_running_loop().create_server(
-            http, listen.host or None, listen.port, ssl=context, backlog=_BACKLOG, **timeouts
-        )
-    except OSError as error:
-        why = {
-            errno.EADDRINUSE: "another program listens there",
-            errno.EACCES: "this user may not; ports below 1024 are for root",
-            errno.EADDRNOTAVAIL: "that is no address of this machine",
-        }.get(error.errno or 0, "that is no address")
-        raise UsageError(f"cannot listen at {name}: {why}", hint="choose another with --listen") from None
-
-
-def _silent() -> logging.Logger:
-    """For the HTTP server, which would print a traceback for each malformed request."""
-    logger = logging.getLogger(f"{__name__}.http")
-    logger.setLevel(logging.CRITICAL + 1)
-    return logger
+def _check(config: GatewayConfig, connect: ConnectOptions) -> None:
+    for route in config.routes:
+        if collide(route.pattern, f"{connect.inbox_prefix}.>"):
+            raise UsageError(f"{route}: its subject is where answers go ({connect.inbox_prefix})")
 
 
 def _bug(where: str, error: BaseException) -> None:

@@ -1,11 +1,11 @@
-"""Signals of the daemon: the first TERM, INT or QUIT asks it to stop, the second makes it; HUP does nothing."""
+"""Signals of the daemon: the first TERM, INT or QUIT asks it to stop, the second makes it; HUP is told to others."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from nex.telemetry.logs import Log
 
@@ -18,9 +18,10 @@ _STOPS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 class StopSignals:
     """``gracefully`` is set by the first signal, ``at_once`` by the second."""
 
-    def __init__(self, gracefully: asyncio.Event | None = None) -> None:
+    def __init__(self, gracefully: asyncio.Event | None = None, *, on_hangup: Callable[[], None] | None = None) -> None:
         self.gracefully = gracefully or asyncio.Event()
         self.at_once = asyncio.Event()
+        self._on_hangup = on_hangup or self._ignore
 
     @contextlib.contextmanager
     def handled(self) -> Iterator[None]:
@@ -28,7 +29,7 @@ class StopSignals:
         loop = asyncio.get_running_loop()
         for sig in _STOPS:
             loop.add_signal_handler(sig, self._stop, sig)
-        loop.add_signal_handler(signal.SIGHUP, self._ignore)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             yield
         finally:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest_asyncio
 
-from nex.gateway.config import resolve
-from nex.gateway.gateway import GatewayFace, run
+from nex.gateway.config import GatewayConfig, resolve
+from nex.gateway.gateway import GatewayFace, Reload, run
 from nex.gateway.routes import Route
 from nex.tasks import TaskOwner
 from nex.transport.connection import Connection, Msg
@@ -30,6 +31,7 @@ class Running:
     ended: asyncio.Task[int]
     gracefully: asyncio.Event = field(default_factory=asyncio.Event)
     at_once: asyncio.Event = field(default_factory=asyncio.Event)
+    reload: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def port(self) -> int:
@@ -54,14 +56,25 @@ async def start(options: ConnectOptions) -> AsyncIterator[Start]:
     tasks = TaskOwner("test", lambda _name, _error: None)  # whoever waits for it hears of it
     async with contextlib.AsyncExitStack() as stack:
 
-        async def begin(*routes: str, streams: tuple[str, ...] = (), **flags: Any) -> Running:
+        async def begin(*routes: str, streams: tuple[str, ...] = (), file: Path | None = None, **flags: Any) -> Running:
             flags = {"listen": "127.0.0.1:0", **flags}
             parsed = (*map(Route.parse, routes), *(Route.parse(text, stream=True) for text in streams))
-            config = resolve(file=None, flags=flags, routes=parsed, environ={})
+
+            def read() -> GatewayConfig:
+                return resolve(file=file, flags=flags, routes=parsed, environ={})
+
+            config, reload = read(), Reload(asyncio.Event(), read)
             ready: asyncio.Future[GatewayFace] = asyncio.get_running_loop().create_future()
             gracefully, at_once = asyncio.Event(), asyncio.Event()
             ended = tasks.start(
-                run(config, connect=options, gracefully=gracefully, at_once=at_once, on_ready=ready.set_result),
+                run(
+                    config,
+                    connect=options,
+                    gracefully=gracefully,
+                    at_once=at_once,
+                    on_ready=ready.set_result,
+                    reload=reload,
+                ),
                 name="gateway",
             )
             waits: list[asyncio.Future[Any]] = [ended, ready]
@@ -72,7 +85,7 @@ async def start(options: ConnectOptions) -> AsyncIterator[Start]:
             session = await stack.enter_async_context(
                 aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=PATIENCE_S))
             )
-            running = Running(url, session, ended, gracefully, at_once)
+            running = Running(url, session, ended, gracefully, at_once, reload.asked)
             stack.push_async_callback(_stop, running)
             return running
 

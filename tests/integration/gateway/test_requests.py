@@ -14,7 +14,7 @@ import aiohttp
 import pytest
 
 from nex.errors import UnreachableError, UsageError
-from nex.gateway import exchange, gateway
+from nex.gateway import exchange, gateway, listener
 from nex.gateway.config import resolve
 from nex.gateway.routes import Route
 from nex.protocol.subjects import matches
@@ -23,7 +23,7 @@ from nex.transport.connection import Connection, Msg
 from nex.transport.options import ConnectOptions
 from nex.transport.server import NatsServer
 
-from .conftest import Service, Start
+from .conftest import Running, Service, Start
 
 
 async def test_a_request_becomes_a_message_and_its_answer_the_response(start: Start, service: Service) -> None:
@@ -189,8 +189,8 @@ async def test_only_so_many_requests_are_under_way(start: Start, service: Servic
     assert [task.result() for task in waiting] == [(200, b"done")] * 2
 
 
-async def _get(http: aiohttp.ClientSession, path: str) -> tuple[int, bytes]:
-    async with http.get(path) as response:
+async def _get(http: aiohttp.ClientSession, path: str, headers: dict[str, str] | None = None) -> tuple[int, bytes]:
+    async with http.get(path, headers=headers) as response:
         return response.status, await response.read()
 
 
@@ -298,7 +298,7 @@ async def test_connections_are_kept(start: Start, service: Service) -> None:
 
 
 async def test_who_says_nothing_is_cut_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gateway, "_IDLE_S", 0.2)
+    monkeypatch.setattr(listener, "_IDLE_S", 0.2)
     running = await start("GET /a=a")
     async with running.raw() as (reader, writer), asyncio.timeout(10):
         writer.write(b"GET /a HTTP/1.1\r\nHost:")
@@ -443,6 +443,94 @@ def _certificate(folder: Path) -> tuple[Path, Path]:
         capture_output=True,
     )
     return certificate, key
+
+
+async def _reloaded(running: Running, caplog: pytest.LogCaptureFixture) -> str:
+    """Have it reload; gives what its log says of that."""
+    caplog.clear()
+    running.reload.set()
+    async with asyncio.timeout(10):
+        while True:
+            for record in caplog.records:
+                if (action := getattr(record, "action", "")) in {"reloaded", "reload_refused"}:
+                    return f"{action}: {record.getMessage()}"
+            await _get(running.http, "/none")
+
+
+async def test_tokens_and_routes_are_read_again(
+    start: Start, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    file, tokens = tmp_path / "gateway.json", tmp_path / "tokens"
+    settings = {"bearer_file": "tokens", "routes": [{"method": "GET", "path": "/a", "subject": "a"}]}
+    file.write_text(json.dumps(settings))
+    tokens.write_text("first-token-of-all\n")
+    asked: asyncio.Queue[Msg] = asyncio.Queue()
+    await service.connection.subscribe("a", asked.put)
+    running = await start(file=file)
+
+    async def status(token: str, path: str = "/b") -> int:
+        return (await _get(running.http, path, {"Authorization": f"Bearer {token}"}))[0]
+
+    assert [await status("first-token-of-all"), await status("second-token-of-all")] == [404, 401]
+    async with asyncio.TaskGroup() as group:
+        under_way = group.create_task(status("first-token-of-all", "/a"))
+        msg = await asked.get()
+        tokens.write_text("second-token-of-all\n")
+        settings |= {"map": ["below"]}
+        file.write_text(json.dumps(settings))
+        assert (await _reloaded(running, caplog)).startswith("reloaded: ")
+        assert [await status("first-token-of-all"), await status("second-token-of-all")] == [401, 404]
+        assert await status("second-token-of-all", "/call/below/x") == 503
+        await service.connection.publish(msg.reply, b"x")
+    assert under_way.result() == 200, "what was under way goes on"
+
+    for name, text, why in (
+        ("tokens", "short\n", "line 1 is no token"),
+        ("tokens", "", "holds no token"),
+        ("gateway.json", "{", "is not JSON"),
+        ("gateway.json", json.dumps({"routes": []}), "there are none"),
+        ("gateway.json", json.dumps(settings | {"max_connections": 7}), "max_connections cannot change"),
+        ("gateway.json", json.dumps(settings | {"body_bucket": "B"}), "body_bucket cannot"),
+    ):
+        before = (tmp_path / name).read_text()
+        (tmp_path / name).write_text(text)
+        said = await _reloaded(running, caplog)
+        assert said.startswith("reload_refused: nothing was changed: ")
+        assert why in said
+        assert "second-token" not in said
+        (tmp_path / name).write_text(before)
+    assert await status("second-token-of-all", "/call/below/x") == 503
+
+
+async def test_a_certificate_is_read_again(
+    start: Start, service: Service, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    certificate, key = _certificate(tmp_path)
+    running = await start("GET /a=a", tls_cert=str(certificate), tls_key=str(key))
+    running.http._connector._ssl = False  # type: ignore[union-attr] # whatever it shows
+
+    async def shown() -> bytes | None:
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        _, writer = await asyncio.open_connection("127.0.0.1", running.port, ssl=context)
+        try:
+            found: bytes | None = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+            return found
+        finally:
+            writer.transport.abort()
+
+    first = await shown()
+    key.write_text("no key\n")
+    assert "are no certificate and its key" in await _reloaded(running, caplog)
+    assert await shown() == first
+    _certificate(tmp_path)
+    assert (await _reloaded(running, caplog)).startswith("reloaded: ")
+    assert await shown() not in {first, None}
+    certificate.unlink()
+    assert "cannot be read: No such file" in await _reloaded(running, caplog)
+    assert await shown() not in {first, None}
 
 
 async def test_bad_starts_say_what_is_wrong(start: Start, tmp_path: Path, connection: Connection) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from nex.cli.daemon import run_daemon
 from nex.cli.options import Options
 from nex.cli.session import connect_options
 from nex.gateway.config import BEARER_ENV, GatewayConfig, resolve
-from nex.gateway.gateway import GatewayFace
+from nex.gateway.gateway import GatewayFace, Reload
 from nex.gateway.gateway import run as run_gateway
 from nex.gateway.routes import Route
 from nex.node.signals import StopSignals
@@ -64,24 +66,29 @@ def gateway(file: Path | None, routes: tuple[str, ...], streams: tuple[str, ...]
     """Put HTTP in front of functions and services, in this terminal, until Ctrl-C stops it gracefully.
 
     Each request becomes a NATS request to the subject of its route, and its answer the response. --timeout is how long
-    an answer may take (default 30s). A second Ctrl-C does not wait for requests under way.
+    an answer may take (default 30s). A second Ctrl-C does not wait for requests under way. SIGHUP has the file,
+    tokens and certificate read again; if something is wrong with them, all stays as it was.
     """
     chosen = options()
     configure(chosen.loglevel, as_json=chosen.logjson)
     flagged = [Route.parse(text) for text in routes] + [Route.parse(text, stream=True) for text in streams]
     if chosen.timeout_given:
         given["timeout"] = f"{chosen.timeout_s:f}s"
-    config = resolve(file=file, flags=given, routes=tuple(flagged), environ=os.environ)
-    return run_daemon(_gateway(chosen, config))
+
+    def read() -> GatewayConfig:
+        return resolve(file=file, flags=given, routes=tuple(flagged), environ=os.environ)
+
+    return run_daemon(_gateway(chosen, read(), read))
 
 
-async def _gateway(chosen: Options, config: GatewayConfig) -> int:
+async def _gateway(chosen: Options, config: GatewayConfig, read: Callable[[], GatewayConfig]) -> int:
     out = output(chosen)
 
     def ready(face: GatewayFace) -> None:
         out.line({"ready": True, "url": face.url, "routes": face.routes}, f"Gateway is ready: {face.url}")
 
-    signals = StopSignals()
+    reload = Reload(asyncio.Event(), read)
+    signals = StopSignals(on_hangup=reload.asked.set)
     with signals.handled():
         return await run_gateway(
             config,
@@ -89,4 +96,5 @@ async def _gateway(chosen: Options, config: GatewayConfig) -> int:
             gracefully=signals.gracefully,
             at_once=signals.at_once,
             on_ready=ready,
+            reload=reload,
         )
