@@ -265,6 +265,8 @@ class Workload:
         pool = self._means.pool
         async with contextlib.AsyncExitStack() as undo:
             undo.callback(pool.refill)
+            if self._means.way(self.order) is Way.USERS:  # a machine that cannot reach it would be in vain
+                await self._means.bridge.public.wait_connected()
             link = await pool.take()
             undo.push_async_callback(pool.destroy, link)
             self.link = link

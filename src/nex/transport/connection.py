@@ -318,6 +318,16 @@ class Connection:
         self._end()
         await self._tasks.aclose()
 
+    async def wait_connected(self) -> None:
+        """Wait until there is a server at the other end; for ever if there never is, not at all if we are closed."""
+        regained = asyncio.Event()
+        self.on_reconnect.add(regained.set)
+        try:
+            if not (self.is_connected or self._closed.is_set()):
+                await regained.wait()
+        finally:
+            self.on_reconnect.discard(regained.set)
+
     async def wait_closed(self) -> None:
         """Wait until the connection is closed for good, by us or because no server takes us any more."""
         await self._closed.wait()

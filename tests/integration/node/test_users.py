@@ -17,6 +17,7 @@ from nex.drivers.process.driver import ProcessDriver
 from nex.errors import UsageError
 from nex.images.image import Image
 from nex.node import users
+from nex.node.agents import AgentLink
 from nex.node.config import WorkloadUsers
 from nex.protocol.agent import ERROR_HEADER
 from nex.security.keys import SigningKey, write_seed
@@ -135,8 +136,17 @@ async def test_a_machine_without_a_network_is_joined_to_the_public_system(
 
 @pytest.mark.parametrize("driver", ["process", "sandbox"])
 async def test_functions_are_back_when_the_public_system_is(
-    start: Start, keys: OperatorSystem, seed_file: Path, tmp_path: Path, guest_image: Image, driver: str
+    start: Start,
+    keys: OperatorSystem,
+    seed_file: Path,
+    tmp_path: Path,
+    guest_image: Image,
+    driver: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    lost, ended = asyncio.Event(), AgentLink.has_ended
+    monkeypatch.setattr(AgentLink, "has_ended", lambda link: (ended(link), lost.set()))
     flags = {"workload_users.signing_seed_file": seed_file, "workload_users.account": keys.account.public}
     more = {"default_resource_dir": guest_image.folder.parent, "driver": driver}
     async with contextlib.AsyncExitStack() as first:
@@ -149,6 +159,9 @@ async def test_functions_are_back_when_the_public_system_is(
             assert (await driven.call("fn.echo", b"one")).data == b"one"
 
             await first.aclose()
+            if driver != "process":  # its stream ends with the server, and the machine with that
+                async with asyncio.timeout(20):
+                    await lost.wait()
             async with keys.server(port=server.port):
                 await driven.answers("fn.echo")
                 (after,) = (await driven.info()).machines
@@ -156,6 +169,8 @@ async def test_functions_are_back_when_the_public_system_is(
                 await driven.wait_end()
 
     assert after.id == before.id
+    assert ("machine_lost" in actions(caplog)) == (driver != "process")
+    assert "start_failed" not in actions(caplog)
 
 
 @pytest.mark.parametrize("whose", ["a stranger's", "no signing key's account"])

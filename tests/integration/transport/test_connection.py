@@ -328,6 +328,26 @@ async def test_it_reconnects_and_subscribes_again() -> None:
         await connection.close()
 
 
+async def test_one_can_wait_until_there_is_a_server_again() -> None:
+    events: asyncio.Queue[str] = asyncio.Queue()
+    async with public_server() as first:
+        one = ConnectOptions(servers=(first.client_url,))
+        connection = await Connection.open(one, reconnect_forever=True, on_event=events.put_nowait)
+        await connection.wait_connected()
+    while not (await events.get()).startswith("lost server"):
+        pass
+    async with asyncio.TaskGroup() as group:
+        waiting = group.create_task(connection.wait_connected())
+        await asyncio.sleep(0)
+        assert not waiting.done()
+        async with public_server(port=first.port), asyncio.timeout(10):
+            await waiting
+            assert connection.is_connected
+            await connection.close()
+    await connection.wait_connected()
+    assert not connection.on_reconnect
+
+
 async def test_it_closes_for_good_when_the_server_stays_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nex.transport.connection._RECONNECT_ATTEMPTS", 2)
     events: list[str] = []
