@@ -146,7 +146,12 @@ async def test_functions_are_back_when_the_public_system_is(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     lost, ended = asyncio.Event(), AgentLink.has_ended
-    monkeypatch.setattr(AgentLink, "has_ended", lambda link: (ended(link), lost.set()))
+
+    def has_ended(link: AgentLink) -> None:
+        ended(link)
+        lost.set()
+
+    monkeypatch.setattr(AgentLink, "has_ended", has_ended)
     flags = {"workload_users.signing_seed_file": seed_file, "workload_users.account": keys.account.public}
     more = {"default_resource_dir": guest_image.folder.parent, "driver": driver}
     async with contextlib.AsyncExitStack() as first:
