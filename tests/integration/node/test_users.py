@@ -135,6 +135,34 @@ async def test_a_machine_without_a_network_is_joined_to_the_public_system(
 
 
 @pytest.mark.parametrize("driver", ["process", "sandbox"])
+async def test_agents_are_reached_by_tls_as_the_node_is(
+    start: Start,
+    flags: dict[str, object],
+    keys: OperatorSystem,
+    tmp_path: Path,
+    guest_image: Image,
+    certificate: tuple[Path, Path],
+    driver: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    bridged: list[object] = []
+    monkeypatch.setattr("nex.node.triggers.Route.attach", lambda *a: bridged.append(a))
+    cert, key = certificate
+    more = {"default_resource_dir": guest_image.folder.parent, "driver": driver}
+    async with keys.server(more=f'tls {{ cert_file: "{cert}", key_file: "{key}" }}\n') as server:
+        creds = keys.credentials(tmp_path / "own.creds")
+        options = ConnectOptions(servers=(server.client_url,), creds=creds, tls_ca=cert)
+        async with (
+            await Connection.open(options) as client,
+            start(connect=options, client=client, **flags, **more) as one,
+        ):
+            await one.deploy(await one.request(b"(s, p) => p"))
+            assert (await one.call("fn.echo", LARGE)).data == LARGE
+
+    assert bridged == []
+
+
+@pytest.mark.parametrize("driver", ["process", "sandbox"])
 async def test_functions_are_back_when_the_public_system_is(
     start: Start,
     keys: OperatorSystem,
