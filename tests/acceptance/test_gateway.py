@@ -153,6 +153,27 @@ async def test_a_second_ctrl_c_waits_for_nothing(nex: Nex, connection: Connectio
         assert (await gateway.wait()).code == 1
 
 
+async def test_who_shuts_down_its_side_is_answered_and_who_goes_is_missed(nex: Nex, connection: Connection) -> None:
+    """The command runs another event loop than tests."""
+    asked: asyncio.Queue[Msg] = asyncio.Queue()
+    await connection.subscribe("a", asked.put)
+    gateway, url = await up(nex, "gateway", "--route", "GET /a=a", "--timeout", "1h")
+    for leaves in (False, True):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write_eof()
+        msg = await asked.get()
+        if leaves:
+            writer.close()
+            await gateway.err.find("GET /a 499")
+        else:
+            assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 102 Processing\r\n\r\n"
+            await connection.publish(msg.reply, b"heard")
+            assert (await reader.read()).endswith(b"\r\n\r\nheard")
+            writer.close()
+    assert (await gateway.interrupt()).code == 0
+
+
 async def _cut_off(http: aiohttp.ClientSession, url: str) -> None:
     with pytest.raises(aiohttp.ClientError):
         await http.get(url)

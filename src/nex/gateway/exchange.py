@@ -79,8 +79,14 @@ class Exchange:
         self._received = 0
         self._outcome = ""
         self._route = ""
+        self.is_stream = False
         target = _ABSOLUTE.sub("", request.raw_path, count=1)
         self._path, self._mark, self._query = target.partition("?")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether some of the response is on its way."""
+        return self._response is not None
 
     async def run(self) -> web.StreamResponse:
         """Serve it. Whatever happens, one line of the access log tells it."""
@@ -123,6 +129,7 @@ class Exchange:
             return await self._send(204, {"Allow": ", ".join(methods)})
         match = self._means.router.find(request.method, self._path)
         self._route = match.route.subject
+        self.is_stream = match.route.stream
         with self._means.slot(match.route):
             await self._call(match)
         return None

@@ -6,16 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from nex.errors import ConfigError, NexError, UnreachableError, UsageError
 from nex.gateway.bodies import Bodies
 from nex.gateway.config import GatewayConfig
 from nex.gateway.exchange import Exchange, Means
-from nex.gateway.listener import Certificate, Http, listen
+from nex.gateway.listener import Certificate, Handler, Http, listen
 from nex.gateway.routes import Router
 from nex.protocol.subjects import collide
 from nex.tasks import TaskOwner
@@ -88,7 +87,7 @@ class _Gateway:
         self._connect = connect
         self._certificate = certificate
         self._means: Means | None = None
-        self._exchanges: dict[asyncio.Task[Any], RequestHandler] = {}
+        self._exchanges: dict[asyncio.Task[Any], Handler] = {}
         self._idle = asyncio.Event()
 
     def on_event(self, text: str) -> None:
@@ -138,10 +137,12 @@ class _Gateway:
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         task = asyncio.current_task()
         assert task is not None and self._means is not None  # noqa: S101, PT018 - called by the server
-        self._exchanges[task] = request.protocol
+        handler = self._exchanges[task] = cast("Handler", request.protocol)
+        handler.exchange = exchange = Exchange(request, self._means)
         try:
-            return await Exchange(request, self._means).run()
+            return await exchange.run()
         finally:
+            handler.answered()
             del self._exchanges[task]
             if not self._exchanges:
                 self._idle.set()

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import ssl
 import subprocess
 from collections.abc import AsyncIterator
@@ -324,7 +325,71 @@ async def test_connections_over_the_limit_are_closed(start: Start, service: Serv
                 assert await other.read() == b""
 
 
-async def test_who_goes_away_waits_no_more(start: Start, service: Service) -> None:
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+@pytest.mark.parametrize("body", [b"", b"x" * 100_000])
+async def test_who_has_said_all_is_answered(start: Start, service: Service, version: str, body: bytes) -> None:
+    """As with ``nc -N``: it shuts down its side of the connection, and the answer comes long after that."""
+    running = await start("POST /a=a", "GET /b=b")
+    await service.echo("b")
+    asked: asyncio.Queue[Msg] = asyncio.Queue()
+    await service.connection.subscribe("a", asked.put)
+    async with running.raw() as (reader, writer), asyncio.timeout(10):
+        writer.write(b"POST /a HTTP/%b\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % (version.encode(), len(body)))
+        writer.write(body)
+        writer.write_eof()
+        msg = await asked.get()
+        assert (await _get(running.http, "/b"))[0] == 200
+        await service.connection.publish(msg.reply, b"heard")
+        answer = await reader.read()
+    assert msg.data == body
+    assert answer.startswith(b"HTTP/%b 200 OK\r\n" % version.encode())
+    assert answer.endswith(b"\r\n\r\nheard")
+
+
+async def test_all_that_was_asked_before_is_answered(start: Start, service: Service) -> None:
+    running = await start("GET /a/{n}=a.{n}")
+    await service.serve("a.*", lambda msg: (msg.subject.encode(), {}))
+    async with running.raw() as (reader, writer), asyncio.timeout(10):
+        for n in range(5):
+            writer.write(b"GET /a/%d HTTP/1.1\r\nHost: x\r\n\r\n" % n)
+        writer.write_eof()
+        answers = await reader.read()
+    assert re.findall(rb"a\.\d", answers) == [b"a.0", b"a.1", b"a.2", b"a.3", b"a.4"]
+
+
+async def test_who_has_not_said_all_is_not_waited_for(start: Start, service: Service) -> None:
+    running = await start("POST /a=a", max_in_flight=1)
+    await service.echo("a")
+    for half in (b"POST /a HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\nabc", b"POST /a HTTP/1.1\r\nHo", b""):
+        async with running.raw() as (reader, writer), asyncio.timeout(10):
+            writer.write(half)
+            writer.write_eof()
+            assert await reader.read() == b""
+    async with running.http.post("/a", data=b"free") as response:
+        assert await response.read() == b"free"
+    assert [msg.data for msg in service.heard] == [b"free"]
+
+
+async def test_an_answer_that_is_long_in_coming_is_announced(
+    start: Start, service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is how the gateway learns who has gone."""
+    monkeypatch.setattr(listener, "_LOOK_S", 0.01)
+    running = await start("GET /a=a")
+    asked: asyncio.Queue[Msg] = asyncio.Queue()
+    await service.connection.subscribe("a", asked.put)
+    async with running.raw() as (reader, writer), asyncio.timeout(10):
+        writer.write(b"GET /a HTTP/1.1\r\nHost: x\r\n\r\n")
+        writer.write_eof()
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 102 Processing\r\n\r\n"
+        await service.connection.publish((await asked.get()).reply, b"heard")
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\nheard")
+
+
+async def test_who_goes_away_waits_no_more(start: Start, service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "_LOOK_S", 0.05)
     running = await start("GET /a=a", max_in_flight=1, timeout="20s")
     asked: asyncio.Queue[Msg] = asyncio.Queue()
     await service.connection.subscribe("a", asked.put)
