@@ -16,7 +16,7 @@ import msgspec
 from wasmtime import wat2wasm
 
 from nex.protocol.agent import Limits
-from nex.providers.frames import Frame, FrameReader, Kind, encode
+from nex.providers.frames import Frame, FrameReader, Kind, encode, pieces
 from nex.providers.wasm_module import compile_module, has_start, make_engine
 from nex.providers.wasm_run import OutputTooLarge, ProgramFailed, WasmProgram
 
@@ -128,7 +128,7 @@ def _serve(sock: socket.socket, agent: _Agent, loading: int, settings: Settings)
     while (frame := agent.next()) is not None:
         answer = _call(program, frame)
         log.flush()
-        sock.sendall(answer)
+        _send(sock, *answer)
         program.refresh()
 
 
@@ -141,17 +141,28 @@ def header_variables(headers: Mapping[str, str]) -> dict[str, str]:
     return variables
 
 
-def _call(program: WasmProgram, frame: Frame) -> bytes:
+def _send(sock: socket.socket, first: bytes, second: bytes) -> None:
+    if not second:
+        sock.sendall(first)
+        return
+    sent = sock.sendmsg((first, second))
+    for piece in (first, second):
+        if sent < len(piece):  # a signal has cut it short
+            sock.sendall(memoryview(piece)[sent:])
+        sent = max(0, sent - len(piece))
+
+
+def _call(program: WasmProgram, frame: Frame) -> tuple[bytes, bytes]:
     subject, _, headers = frame.head.partition(b"\0")
     given = _decode_headers(headers) if headers else None
     variables = header_variables(given) if given else None
     try:
         output = program.run((_PROGRAM_NAME, subject), frame.body, variables, given)
     except ProgramFailed as error:
-        return encode(Kind.FAILED, frame.id, str(error).encode(), error.detail.encode())
+        return pieces(Kind.FAILED, frame.id, str(error).encode(), error.detail.encode())
     except OutputTooLarge:
-        return encode(Kind.TOO_LARGE, frame.id)
-    return encode(Kind.RESULT, frame.id, program.reply_headers, output)
+        return pieces(Kind.TOO_LARGE, frame.id)
+    return pieces(Kind.RESULT, frame.id, program.reply_headers, output)
 
 
 class _Agent:

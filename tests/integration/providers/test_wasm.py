@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+import select
+import signal
+import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,7 @@ import wasmtime
 
 from nex.errors import CallFailed, CallTimedOut, CallTooLarge, StartError
 from nex.protocol.agent import Limits
+from nex.providers import wasm_worker
 from nex.providers.base import Invocation
 from nex.providers.wasm import WasmProvider
 from nex.testing.examples import build_examples
@@ -361,3 +366,28 @@ async def test_it_is_compiled_once(tmp_path: Path, obedient_wasm: Path) -> None:
     assert before.st_mode & 0o077 == 0
     await function.stop(0)
     assert not code.exists()
+
+
+def test_an_answer_that_a_signal_cuts_short_goes_out_whole() -> None:
+    first, second = b"head", bytes(range(256)) * 4096
+    found = bytearray()
+
+    def read() -> None:
+        select.select([theirs], [], [])
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+        while data := theirs.recv(65536):
+            found.extend(data)
+
+    ours, theirs = socket.socketpair()
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    try:
+        with theirs:
+            reader = threading.Thread(target=read)
+            with ours:
+                ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16384)
+                reader.start()
+                wasm_worker._send(ours, first, second)
+            reader.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert bytes(found) == first + second
