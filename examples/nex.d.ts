@@ -173,7 +173,15 @@ export interface Context {
   readonly env: Record<string, string>;
 }
 
+type ReplyClass = typeof Reply;
+
 declare global {
+  /** As that of "nex", for scripts. */
+  const Reply: ReplyClass;
+  interface RequestInit {
+    /** Milliseconds for the exchange as a whole. */
+    timeout?: number;
+  }
   /** The host services as in Nex 0.2: each call blocks until its answer is there. */
   const hostServices: HostServices;
   /** The workload's environment. */

@@ -92,9 +92,38 @@ async def test_mirror(run: Run, site: str, connection: Connection) -> None:
         assert json.loads(await call.text(f"{site}/none".encode())) == {"url": f"{site}/none", "status": 204}
 
 
+_EVERYTHING = """
+import { type Context, type Entry, HostError, http, kv, messaging, objectStore, Reply as Same } from "nex";
+
+export default async (subject: string, payload: Uint8Array, { headers, env: mine }: Context) => {
+  const bucket = kv.bucket("orders"), files = objectStore.bucket("files");
+  const revision: number = await bucket.put("a", payload, { ttl: 1000 });
+  await bucket.update("a", "b", await bucket.create("c", new ArrayBuffer(1)) + revision);
+  for await (const change of bucket.watch("a.*", { updates: true })) console.log(change.operation, change.created);
+  const past: Entry[] = await bucket.history("a"), names: string[] = await bucket.keys("a.>");
+  await bucket.delete("a", { revision, purge: true }).then(() => bucket.purge("c"));
+  const stored = await files.put("x", (await files.open("y"))!, { description: "d", metadata: { a: "b" } });
+  const infos = [await files.info("x"), ...await files.list()].map((info) => info?.digest ?? stored.nuid);
+  const [first] = await messaging.requestMany(subject, "x", { headers, stall: 10, most: 2, timeout: 100 });
+  await messaging.publish(subject, first.data, { headers: first.headers });
+  const pages = [await http.fetch("http://a", { timeout: 5 }), await fetch("http://a", { timeout: 5, method: "PUT" })];
+  for (const change of hostServices.kv.watch(">")) hostServices.kv.bucket("b").set(change.key, change.value);
+  const revisions: number[] = [hostServices.kv.create("a", "b"), hostServices.kv.update("a", "b", 1, { ttl: 1000 })];
+  const raw: Uint8Array[] = [hostServices.kv.get("a"), hostServices.messaging.request("a", "b", { timeout: 5 })];
+  const last = hostServices.kv.entry("a")?.json<number>(), size = hostServices.objectStore.info("x")?.size;
+  const { status, bytes, response } = hostServices.http.post("http://a", payload, { redirect: "manual", timeout: 5 });
+  try { hostServices.objectStore.get("x"); } catch (error) {
+    if (error instanceof HostError && error.code === "not_found") return new Same(error.message, { A: mine.B });
+  }
+  return new Reply({ past, names, infos, pages, revisions, raw, last, size, status, bytes, response }, { C: env.D });
+};
+"""
+
+
 def test_types(tmp_path: Path) -> None:
     (guide := tmp_path / "guide.ts").write_text(_guide("ts", 'from "nex"').replace("entry.string", "entry!.string"))
-    modules = [*sorted(EXAMPLES.glob("*.ts")), guide]
+    (everything := tmp_path / "everything.ts").write_text(_EVERYTHING)
+    modules = [*sorted(EXAMPLES.glob("*.ts")), guide, everything]
     imports = json.dumps({"imports": {"nex": (EXAMPLES / "nex.d.ts").as_uri()}})
     flags = ("--no-remote", "--no-config", "--no-lock", f"--import-map=data:application/json,{imports}")
     done = subprocess.run(
@@ -147,6 +176,10 @@ async def test_the_types_have_the_names_that_there_are(tmp_path: Path) -> None:
         assert body is not None
         return re.findall(r"^  (\w+)\(", body[1], re.MULTILINE)
 
+    blocks = dict(re.findall(r"^  readonly (\w+): {\n(.*?)^  };", types, re.MULTILINE | re.DOTALL))
+    for name, block in blocks.items():
+        assert blocking[name] == sorted(re.findall(r"^    (\w+)\(", block, re.MULTILINE))
+    assert blocks.keys() == {"messaging", "http"}
     for name, interface in (("kv", "KeyValue"), ("objectStore", "ObjectStore")):
         assert module[name] == sorted([*members(interface), "bucket"])
         assert blocking[name] == sorted([*members(f"Blocking{interface}"), "bucket"])
