@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 
 import msgspec
 
@@ -68,7 +70,9 @@ class HostLink:
         else:
             self._refused = 0
             self._open += 1
-            self._tasks.start(self._pass_on(self._host, frame, self._round), name="hostcall")
+            answer = self._host(frame.head, frame.body)
+            done = answer if isinstance(answer, asyncio.Future) else self._tasks.start(_wait(answer), name="hostcall")
+            done.add_done_callback(partial(self._answered, self._host, frame, self._round))
         if self._unread > _UNREAD_BYTES:
             raise FrameError("it makes host calls and does not read the answers")
 
@@ -86,15 +90,15 @@ class HostLink:
             raise FrameError("it makes host calls and does not heed that they are refused")
         self._answer(frame, answer, b"")
 
-    async def _pass_on(self, host: HostCall, frame: Frame, asked_in: int) -> None:
-        try:
-            head, body = await host(frame.head, frame.body)
-        except Exception:
+    def _answered(self, host: HostCall, frame: Frame, asked_in: int, done: asyncio.Future[tuple[bytes, bytes]]) -> None:
+        self._open -= 1
+        if done.cancelled():
+            return
+        if done.exception() is not None:  # which whoever owns the task is told
             if asked_in == self._round:
                 self._answer(frame, _FAILED, b"")
-            raise
-        finally:
-            self._open -= 1
+            return
+        head, body = done.result()
         stream = _stream_of(head)
         if asked_in == self._round:
             if self._streams and (used := _stream_of(frame.head)) != stream:
@@ -103,7 +107,7 @@ class HostLink:
                 self._streams.add(stream)
             self._answer(frame, head, body)
         elif stream:
-            await self._close(host, (stream,))
+            self._tasks.start(self._close(host, (stream,)), name="close stream")
 
     async def _close(self, host: HostCall, streams: tuple[int, ...]) -> None:
         for stream in streams:
@@ -112,6 +116,10 @@ class HostLink:
     def _answer(self, frame: Frame, head: bytes, body: bytes) -> None:
         send = self._send if frame.id < ASIDE else self._send_aside
         self._unread = send(encode(Kind.HOST_ANSWER, frame.id, head, body))
+
+
+async def _wait(answer: Awaitable[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+    return await answer
 
 
 def _stream_of(head: bytes) -> int:

@@ -20,11 +20,11 @@ from nex.telemetry.logs import Log
 from nex.transport.credentials import client_arguments, needs_files
 from nex.transport.message import Msg
 from nex.transport.options import ConnectOptions
-from nex.transport.requests import Lull, Requests
+from nex.transport.requests import Lull, Requests, Waiter
 from nex.transport.subscription import PENDING_LIMIT, Intake, Subscription
 from nex.transport.wire import Wire
 
-__all__ = ["Connection", "Lull", "Msg", "Subscription", "why_not"]
+__all__ = ["Connection", "Lull", "Msg", "Subscription", "Waiter", "why_not"]
 
 _RECONNECT_WAIT_S = 0.25
 _RECONNECT_ATTEMPTS = 20  # about five seconds without any server, unless we reconnect for ever
@@ -160,6 +160,14 @@ class Connection:
         """
         limit_s = self._options.timeout_s if timeout_s is None else timeout_s
         return await self._requests.ask(subject, payload, headers, limit_s)
+
+    def request_soon(self, waiter: Waiter, subject: str, payload: bytes = b"", *, timeout_s: float) -> None:
+        """`request` without waiting: ``waiter`` is told of the answer, or why there is none, in the turn it comes.
+
+        Raises:
+            UnreachableError, UsageError: it cannot be sent; ``waiter`` is not told.
+        """
+        self._requests.begin(waiter, subject, payload, None, timeout_s)
 
     async def collect(
         self,

@@ -1,4 +1,4 @@
-"""Requests: one inbox for all answers, a future for each question."""
+"""Requests: one inbox for all answers, and one timer for all that wait for them."""
 
 from __future__ import annotations
 
@@ -9,15 +9,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol
 
 from nex.errors import DeadlineError, RefusedError, UnreachableError
 from nex.transport.message import Msg
 from nex.transport.wire import Wire
 
-__all__ = ["Lull", "Requests"]
+__all__ = ["Lull", "Requests", "Waiter"]
 
 _NO_RESPONDERS = "503"
-_TOKEN_BYTES = 8
+_TOKEN_DIGITS = 16
+_TOKENS = 64  # drawn at once
+_EARLY_S = 0.001  # by which a timer may go off too soon
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +35,39 @@ class Lull:
         return max(self.least_s, self.times * first_s)
 
 
+class Waiter(Protocol):
+    """Who waits for the answer to a request, told once, from the loop; a future is one."""
+
+    def done(self) -> bool:
+        """Whether it waits no more."""
+
+    def set_result(self, msg: Msg, /) -> None:
+        """The answer."""
+
+    def set_exception(self, error: Exception, /) -> None:
+        """Why there is none."""
+
+
 @dataclass(slots=True)
 class _One:
-    """A request that waits for one answer."""
+    """A request that waits for one answer until ``deadline``, seconds of the loop's clock."""
 
     subject: str
-    answer: asyncio.Future[Msg]
+    waiter: Waiter
+    timeout_s: float
+    deadline: float
 
     def take(self, msg: Msg) -> None:
         """The answer."""
-        if not self.answer.done():
-            self.answer.set_result(msg)
+        if not msg.data and msg.status == _NO_RESPONDERS:
+            self.fail(UnreachableError(f"nobody listens on {self.subject}"))
+        elif not self.waiter.done():
+            self.waiter.set_result(msg)
 
     def fail(self, error: Exception) -> None:
         """There will be none."""
-        if not self.answer.done():
-            self.answer.set_exception(error)
-
-    def give_up(self, waited_s: float) -> None:
-        """There was none in time."""
-        self.fail(DeadlineError(f"whoever listens on {self.subject}", waited_s))
+        if not self.waiter.done():
+            self.waiter.set_exception(error)
 
 
 @dataclass(slots=True)
@@ -69,26 +85,48 @@ class Requests:
     def __init__(self, wire: Wire, inbox_prefix: str) -> None:
         self._wire = wire
         self._inbox = f"{inbox_prefix}.{secrets.token_hex(11)}."
+        self._skip = len(self._inbox)
         self._questions: dict[str, _One | _OneOfMany] = {}
+        self._tokens: list[str] = []
         self._listens = False
+        self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
+
+    def begin(
+        self, waiter: Waiter, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float
+    ) -> str:
+        """Send, and have ``waiter`` told of one answer, or why there is none: as `Connection.request` has it.
+
+        Returns:
+            What `forget` wants.
+
+        Raises:
+            UnreachableError, UsageError: it cannot be sent; nobody is told.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        token = self._open(_One(subject, waiter, timeout_s, deadline))
+        try:
+            self._wire.send(subject, payload, self._inbox + token, headers)
+        except BaseException:
+            self.forget(token)
+            raise
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
+        return token
+
+    def forget(self, token: str) -> None:
+        """Nobody waits for that answer any more."""
+        self._questions.pop(token, None)
 
     async def ask(self, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float) -> Msg:
         """Send and wait for one answer; errors as `Connection.request` has them."""
-        loop = asyncio.get_running_loop()
-        one = _One(subject, loop.create_future())
-        token = self._open(one)
-        timer = None
+        answer: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        token = self.begin(answer, subject, payload, headers, timeout_s)
         try:
-            self._wire.send(subject, payload, self._inbox + token, headers)
-            timer = loop.call_later(timeout_s, one.give_up, timeout_s)
-            msg = await one.answer
+            return await answer
         finally:
-            if timer is not None:
-                timer.cancel()
-            del self._questions[token]
-        if msg.status == _NO_RESPONDERS and not msg.data:
-            raise UnreachableError(f"nobody listens on {subject}")
-        return msg
+            self.forget(token)
 
     async def gather(
         self,
@@ -116,36 +154,68 @@ class Requests:
         finally:
             gathering.close()
             for token in tokens:
-                del self._questions[token]
+                self.forget(token)
         return gathering.answers
 
     def refuse(self, kind: str, subject: str) -> None:
         """The server said that we may not publish or subscribe there; it says so in lower case."""
         if kind == "subscription" and subject != f"{self._inbox}*".lower():
             return
-        for question in tuple(self._questions.values()):
+        for token, question in tuple(self._questions.items()):
             if kind == "subscription":
-                question.fail(RefusedError(f"the server lets us hear no answers on {self._inbox}*"))
+                self._fail(token, RefusedError(f"the server lets us hear no answers on {self._inbox}*"))
             elif question.subject.lower() == subject:
-                question.fail(RefusedError(f"the server does not let us publish to {question.subject}"))
+                self._fail(token, RefusedError(f"the server does not let us publish to {question.subject}"))
 
     def break_all(self) -> None:
         """The connection is closed: no answer can come any more."""
-        for question in tuple(self._questions.values()):
-            question.fail(UnreachableError("the connection was closed"))
+        self._set_alarm(math.inf)
+        for token in tuple(self._questions):
+            self._fail(token, UnreachableError("the connection was closed"))
 
     def _open(self, question: _One | _OneOfMany) -> str:
         if not self._listens:
             self._wire.attach(f"{self._inbox}*", "", self._hear)
             self._listens = True
-        token = secrets.token_hex(_TOKEN_BYTES)  # whoever is asked one thing must not know where other answers go
+        if not self._tokens:  # whoever is asked one thing must not know where other answers go
+            drawn = secrets.token_hex(_TOKENS * _TOKEN_DIGITS // 2)
+            self._tokens = [drawn[at : at + _TOKEN_DIGITS] for at in range(0, len(drawn), _TOKEN_DIGITS)]
+        token = self._tokens.pop()
         self._questions[token] = question
         return token
 
     def _hear(self, msg: Msg) -> None:
-        question = self._questions.get(msg.subject[len(self._inbox) :])
-        if question is not None:
-            question.take(msg)
+        token = msg.subject[self._skip :]
+        question = self._questions.get(token)
+        if question is None:
+            return
+        if isinstance(question, _One):
+            del self._questions[token]
+        question.take(msg)
+
+    def _fail(self, token: str, error: Exception) -> None:
+        if (question := self._questions.pop(token, None)) is not None:
+            question.fail(error)
+
+    # One timer: when it goes off, it looks at who has waited too long, and when the next will have.
+
+    def _set_alarm(self, at: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm_at = at
+        self._alarm = asyncio.get_running_loop().call_at(at, self._look) if at < math.inf else None
+
+    def _look(self) -> None:
+        now = asyncio.get_running_loop().time() + _EARLY_S
+        first = math.inf
+        for token, one in tuple(self._questions.items()):
+            if not isinstance(one, _One):
+                continue
+            if one.deadline <= now:
+                self._fail(token, DeadlineError(f"whoever listens on {one.subject}", one.timeout_s))
+            else:
+                first = min(first, one.deadline)
+        self._set_alarm(first)
 
 
 class _Gathering:
