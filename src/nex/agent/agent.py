@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -227,8 +228,11 @@ def live(
     return 0
 
 
-def main(hello_fd: int) -> int:
-    """Live in the current folder; the hello is read from a file to its end. Returns the exit code."""
+def main(hello_fd: int, calls_fd: int | None = None) -> int:
+    """Live in the current folder; the hello is read from a file to its end. Returns the exit code.
+
+    ``calls_fd`` is a stream to the node for host calls, if there is one.
+    """
     types = registry.available()
 
     def read() -> Introduction:
@@ -236,20 +240,32 @@ def main(hello_fd: int) -> int:
             hello = file.read(HELLO_LIMIT_BYTES)
         return hello, handshake(hello, types), None
 
-    return live(read, Place(Path.cwd()), new_runner())
+    place = Place(Path.cwd(), calls=_socket(calls_fd))
+    return live(read, place, new_runner())
 
 
-def main_channels(channels: Channels, *, folder: Path | None = None, confinement: Confinement | None = None) -> int:
+def main_channels(
+    channels: Channels,
+    *,
+    folder: Path | None = None,
+    confinement: Confinement | None = None,
+    calls_fd: int | None = None,
+) -> int:
     """Live in a machine without a network: the hello comes over the control stream, and the node is at its end.
 
     Args:
         channels: to the host.
         folder: where to work; None is the current one.
         confinement: as whom the workload runs; None is as we are.
+        calls_fd: a stream to the node for host calls, if there is one.
 
     Returns:
         The exit code.
     """
-    place = Place(folder or Path.cwd(), channels, confinement or Confinement())
+    place = Place(folder or Path.cwd(), channels, confinement or Confinement(), calls=_socket(calls_fd))
     types = registry.available()
     return live(lambda: introduce(channels, types), place, new_runner())
+
+
+def _socket(fd: int | None) -> socket.socket | None:
+    return None if fd is None else socket.socket(fileno=fd)

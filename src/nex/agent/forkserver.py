@@ -39,8 +39,8 @@ _POOL_BYTES = 16384  # as CPython has them
 _MOST_GAPS = 4096  # of one size; there are hundreds
 _plugs: list[bytes] = []
 
-AgentMain = Callable[[int], int]
-"""Runs an agent whose hello is to be read from that file; returns its exit code."""
+AgentMain = Callable[[int, int], int]
+"""Runs an agent that reads its hello from the first file and makes host calls over the second; its exit code."""
 
 
 class ForkServer:
@@ -83,7 +83,7 @@ class ForkServer:
         self._control.send(event.encode())
 
     def _obey(self) -> None:
-        data, fds, flags, _ = socket.recv_fds(self._control, PACKET_BYTES, 2, socket.MSG_CMSG_CLOEXEC)
+        data, fds, flags, _ = socket.recv_fds(self._control, PACKET_BYTES, 3, socket.MSG_CMSG_CLOEXEC)
         try:
             if not data:
                 self._stopping = True
@@ -91,8 +91,8 @@ class ForkServer:
             order = ForkOrder.decode(data)
             if order.verb == "kill":
                 self._kill(order.machine_id)
-            elif len(fds) == 2 and not flags & socket.MSG_CTRUNC:  # noqa: PLR2004 - hello and console
-                self._fork(order, fds[0], fds[1])
+            elif len(fds) == 3 and not flags & socket.MSG_CTRUNC:  # noqa: PLR2004 - hello, console and host calls
+                self._fork(order, *fds)
         except MessageError as error:
             print(f"fork server: {error}", file=sys.stderr)  # noqa: T201 - the driver keeps it for error messages
         finally:
@@ -105,13 +105,13 @@ class ForkServer:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
 
-    def _fork(self, order: ForkOrder, hello: int, console: int) -> None:
+    def _fork(self, order: ForkOrder, hello: int, console: int, calls: int) -> None:
         def main() -> None:
             _settle(order, console)
-            raise SystemExit(self._agent(hello))
+            raise SystemExit(self._agent(hello, calls))
 
         try:
-            pid = fork_process(main, keep_fds=(hello, console))
+            pid = fork_process(main, keep_fds=(hello, console, calls))
         except OSError as error:
             self._tell(ForkEvent(verb="failed", machine_id=order.machine_id, text=os.strerror(error.errno or 0)))
             return

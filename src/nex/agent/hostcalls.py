@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+import socket
+from typing import Final, Self
 
 import msgspec
 
-from nex.errors import DeadlineError, MessageError, NexError
+from nex.errors import DeadlineError, MessageError, NexError, UnreachableError
 from nex.protocol.agent import host_subject
 from nex.protocol.hostcalls import HEAD_BYTES, PIECE_BYTES, ErrorName, Milliseconds, pack, refusal, unpack
+from nex.transport.callstream import CallStream
 from nex.transport.connection import Connection, Msg
 
 __all__ = ["HostCalls"]
@@ -30,12 +32,32 @@ class HostCalls:
     def __init__(self, connection: Connection, machine_id: str) -> None:
         self._connection = connection
         self._subject = host_subject(machine_id, "rpc")
+        self._stream: CallStream | None = None
+        self._asked: dict[int, _Asked] = {}
+        self._number = 0
+        self._lost: NexError | None = None
+
+    @classmethod
+    async def open(cls, connection: Connection, machine_id: str, stream: socket.socket | None) -> Self:
+        """Those of a machine that may have a ``stream`` to the node for them; else they go over its connection."""
+        calls = cls(connection, machine_id)
+        if stream is not None:
+            calls._stream = await CallStream.open(stream, calls._answered, calls._broken)
+        return calls
 
     def __call__(self, head: bytes, body: bytes) -> asyncio.Future[tuple[bytes, bytes]]:
         """Ask the node; head and body of its answer, or of one that says why there is none. Never fails."""
         asked = _Asked()
         if len(head) > HEAD_BYTES or len(body) > PIECE_BYTES:
             asked.refuse("too_large", f"a host call has at most {HEAD_BYTES} + {PIECE_BYTES} bytes")
+            return asked.answer
+        if self._lost is not None:
+            asked.set_exception(self._lost)
+            return asked.answer
+        if self._stream is not None:  # the node answers whatever is asked there
+            self._number = number = (self._number + 1) & 0xFFFFFFFF
+            self._asked[number] = asked
+            self._stream.send(number, pack(head, body))
             return asked.answer
         try:
             timeout_s = _decode_timed(head).timeout_ms / 1000 + _PATIENCE_S
@@ -47,6 +69,19 @@ class HostCalls:
         except NexError as error:
             asked.set_exception(error)
         return asked.answer
+
+    def _answered(self, number: int, payload: bytes) -> None:
+        asked = self._asked.pop(number, None)
+        if asked is not None and not asked.done():
+            asked.take(payload)
+
+    def _broken(self, why: str) -> None:
+        """The node can be asked no more."""
+        self._lost = error = UnreachableError(why or "it has closed their stream")
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(error)
+        self._asked.clear()
 
 
 class _Asked:
@@ -63,8 +98,12 @@ class _Asked:
 
     def set_result(self, msg: Msg, /) -> None:
         """The node has answered."""
+        self.take(msg.data)
+
+    def take(self, payload: bytes) -> None:
+        """What it has answered."""
         try:
-            self.answer.set_result(unpack(msg.data))
+            self.answer.set_result(unpack(payload))
         except MessageError as error:
             self.refuse("failed", str(error))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ class Place:
         confinement: how processes that run the workload's code are started.
         spares: the providers that have something started for a workload that may come.
         rehearses: whether it pays here to rehearse a workload, and the spares are there for that, too.
+        calls: a stream to the node for host calls alone; None where they go over the agent's connection.
     """
 
     folder: Path
@@ -29,3 +31,4 @@ class Place:
     confinement: Confinement = field(default_factory=Confinement)
     spares: tuple[type[Provider], ...] = ()
     rehearses: bool = False
+    calls: socket.socket | None = None

@@ -83,7 +83,9 @@ class Work:
                 await self._drop_spares(kind)
             artifact = self._place.folder / "artifact"
             await fetch(self._connection, self._machine_id, digest=request.digest, size=request.size, into=artifact)
-            self._provider = kind(self._workload(request, artifact), self._output.log)
+            stream = self._place.calls if request.calls else None
+            host = await HostCalls.open(self._connection, self._machine_id, stream)
+            self._provider = kind(self._workload(request, artifact, host), self._output.log)
             if self._place.channels is not None:  # else its host bounds this whole machine
                 self._bounds = Bounds(self._place, request.limits, self._over)
                 self._bounds.open()
@@ -110,7 +112,7 @@ class Work:
             if other is not kind:
                 await other.drop_spare()
 
-    def _workload(self, request: StartRequest, artifact: Path) -> Workload:
+    def _workload(self, request: StartRequest, artifact: Path, host: HostCalls) -> Workload:
         folder = self._place.folder / "work"
         folder.mkdir(mode=0o700, exist_ok=True)
         if (user := self._place.confinement.user) is not None:
@@ -128,7 +130,7 @@ class Work:
             environment=request.environment,
             limits=request.limits,
             confinement=self._place.confinement,
-            host=HostCalls(self._connection, self._machine_id),
+            host=host,
         )
 
     async def _put_to_work(self, provider: Provider, request: StartRequest) -> None:

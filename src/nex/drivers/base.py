@@ -9,6 +9,7 @@ contract suite in `nex.testing.driver_contract`.
 from __future__ import annotations
 
 import asyncio
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Container, Mapping
 from dataclasses import dataclass, field
@@ -163,6 +164,11 @@ class Machine(ABC):
 
     def __init__(self, spec: MachineSpec) -> None:
         self.id = spec.id
+        self.calls: socket.socket | None = None
+        """The node's end of a stream socket whose other end is the agent's, for host calls; None where there is none.
+
+        It is whoever takes it who closes it; `destroy` does if nobody has.
+        """
 
     @property
     @abstractmethod

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
+
+import msgspec
 
 from nex.drivers.base import Machine, Usage
 from nex.errors import DeadlineError, MachineError, MessageError, NexError, RefusedError, UnreachableError
@@ -27,11 +30,13 @@ from nex.protocol.agent import (
     inbox_prefix,
 )
 from nex.protocol.base import Message
+from nex.protocol.hostcalls import pack, refusal
 from nex.tasks import TaskOwner
 from nex.telemetry.logs import Log
+from nex.transport.callstream import CallStream
 from nex.transport.connection import Connection, Msg
 
-__all__ = ["AgentLink", "Tenant"]
+__all__ = ["ENDED", "AgentLink", "Tenant"]
 
 _log = Log("node.agents")
 M = TypeVar("M", bound=Message)
@@ -44,6 +49,9 @@ _LINES_PER_S = 4000
 _COMPLAINTS_PER_S = 5
 _STOP_SLACK_S = 15.0  # an emulated machine on a busy host takes some; the node kills it in the end
 _USAGE_HOLDS_S = 1.0
+ENDED = pack(refusal("unavailable", "the workload has ended"))
+"""The payload that answers a host call of a machine without a workload."""
+_TOO_MANY = pack(refusal("too_many", f"more than {_HOST_CALLS_PER_S} host calls in a second"))
 
 
 class Tenant(Protocol):
@@ -58,8 +66,8 @@ class Tenant(Protocol):
     def heard_exit(self, link: AgentLink, exited: ServiceExit) -> None:
         """The service ended by itself."""
 
-    def heard_host_call(self, link: AgentLink, msg: Msg) -> None:
-        """The workload asks for a host service; whoever hears it answers to ``msg.reply``."""
+    def heard_host_call(self, link: AgentLink, payload: bytes, answer: Callable[[bytes], None]) -> None:
+        """The workload asks for a host service; whoever hears it answers, with a payload."""
 
     def heard_lost(self, link: AgentLink) -> None:
         """The machine is gone."""
@@ -97,6 +105,7 @@ class AgentLink:
         self._usage = Usage(0.0, 0)
         self._usage_until = float("-inf")
         self._looking = asyncio.Lock()
+        self._calls: CallStream | None = None
         self._tasks = TaskOwner(f"agent.{self.id}", self._bug)
 
     # What the agent says
@@ -127,7 +136,7 @@ class AgentLink:
             return
         elif verb == "rpc":
             if msg.reply:
-                self._tenant.heard_host_call(self, msg)
+                self._tenant.heard_host_call(self, msg.data, partial(self._answer, msg.reply))
         elif verb == "log":
             self._heard_log(self._tenant, LogBatch.decode(msg.data), now)
         elif verb == "calls":
@@ -168,12 +177,28 @@ class AgentLink:
         finally:
             self._pieces -= 1
 
-    def answer(self, msg: Msg, payload: bytes) -> None:
+    def _answer(self, reply: str, payload: bytes) -> None:
         """Answer what the agent asked; if that cannot be sent, it hears nothing, as if the node had gone."""
         try:
-            self._connection.publish_soon(msg.reply, payload)
+            self._connection.publish_soon(reply, payload)
         except NexError as error:
             _log.debug("answer_lost", f"an answer to a machine could not be sent: {error}", machine=self.id)
+
+    def _heard_host_call(self, number: int, payload: bytes) -> None:
+        """A host call over the machine's own stream: it is answered in any case."""
+        if self._calls is None:
+            return
+        answer = partial(self._calls.send, number)
+        if self._tenant is None:
+            answer(ENDED)
+        elif self._host_calls.take(1, asyncio.get_running_loop().time()):
+            self._tenant.heard_host_call(self, payload, answer)
+        else:
+            answer(_TOO_MANY)
+
+    def _calls_ended(self, why: str) -> None:
+        if why:
+            _log.warn("host_calls_ended", f"a machine can make no host calls any more: {why}", machine=self.id)
 
     # What the agent is asked
 
@@ -187,6 +212,12 @@ class AgentLink:
         """
         self._tenant = tenant
         self._artifact = artifact
+        if self.machine.calls is not None and self._calls is None:
+            try:
+                self._calls = await CallStream.open(self.machine.calls, self._heard_host_call, self._calls_ended)
+            except OSError as error:
+                raise MachineError(f"the machine has ended: {error.strerror}") from error
+            request = msgspec.structs.replace(request, calls=True)
         try:
             reply = await self._ask("start", request.encode(), StartReply, timeout_s)
         finally:
@@ -288,6 +319,8 @@ class AgentLink:
     async def aclose(self) -> None:
         """Stop whatever is still done for the machine."""
         self.ready.cancel()
+        if self._calls is not None:
+            self._calls.close()
         await self._tasks.aclose()
 
     def _bug(self, where: str, error: BaseException) -> None:

@@ -21,13 +21,13 @@ from nex.telemetry.logs import Log
 from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions
 
-__all__ = ["Access", "Services", "answer"]
+__all__ = ["Access", "Services", "answer_to"]
 
 _log = Log("node.services")
 _DAMAGED = Answer(code=400, error="invalid", message="a host call is damaged").encode()
 
 
-async def answer(session: Session, payload: bytes) -> bytes:
+async def answer_to(session: Session, payload: bytes) -> bytes:
     """The payload that answers a host call's payload. Never raises but for cancellation."""
     try:
         head, body = unpack(payload)

@@ -13,14 +13,14 @@ from collections.abc import Callable
 from nex.errors import DeadlineError, MachineError, NexError, RefusedError, UsageError
 from nex.hostservices.router import Session
 from nex.node import lifecycle
-from nex.node.agents import AgentLink
+from nex.node.agents import ENDED, AgentLink
 from nex.node.artifacts import Artifact
 from nex.node.lifecycle import Command, Event, Phase
 from nex.node.limits import LIMITS, exceeded_text
 from nex.node.means import Means, Way, start_request
 from nex.node.policy import Order
 from nex.node.publisher import Subject
-from nex.node.services import Access, answer
+from nex.node.services import Access, answer_to
 from nex.node.sources.sources import Sources
 from nex.node.state import Deployment
 from nex.node.triggers import Route
@@ -29,7 +29,6 @@ from nex.protocol.agent import CallReport, LogBatch, ServiceExit
 from nex.protocol.subjects import queue_group
 from nex.tasks import TaskOwner
 from nex.telemetry.logs import Log
-from nex.transport.connection import Msg
 
 __all__ = ["Workload"]
 
@@ -386,13 +385,15 @@ class Workload:
         self.runtime_ns += max(report.elapsed_ns, 0)
         self._means.publisher.calls(self.subject, report)
 
-    def heard_host_call(self, link: AgentLink, msg: Msg) -> None:
+    def heard_host_call(self, link: AgentLink, payload: bytes, answer: Callable[[bytes], None]) -> None:
         """It asks for a host service."""
         if link is self.link and self._session is not None:
-            self._tasks.start(self._serve(link, self._session, msg), name="host call")
+            self._tasks.start(self._serve(self._session, payload, answer), name="host call")
+        else:
+            answer(ENDED)
 
-    async def _serve(self, link: AgentLink, session: Session, msg: Msg) -> None:
-        link.answer(msg, await answer(session, msg.data))
+    async def _serve(self, session: Session, payload: bytes, answer: Callable[[bytes], None]) -> None:
+        answer(await answer_to(session, payload))
 
     def _heard_dead(self, text: str) -> None:
         _log.warn("event_given_up", text, workload=self.id)

@@ -204,6 +204,8 @@ class StartRequest(Message, frozen=True):
     """They are made on the data stream, which the host joins to the public system: as whom, it has said itself."""
     events: tuple[Subscription, ...] = ()
     """Triggers whose messages the node itself brings: subscribed to on the agent's own connection."""
+    calls: bool = False
+    """Whether the node hears host calls on the machine's own stream for them (`Machine.calls`)."""
 
 
 class StartReply(Message, frozen=True):

@@ -1,8 +1,8 @@
 """Between the process driver and its fork server, over a private seqpacket socket: one message, one packet.
 
-The driver sends `ForkOrder`. ``fork`` carries two files: the read end of a pipe with the encoded hello, which the fork
-server hands on unread, and the write end of the agent's console. The fork server answers with `ForkEvent`. The
-socket's end is the order to kill everything and exit.
+The driver sends `ForkOrder`. ``fork`` carries three files: the read end of a pipe with the encoded hello, which the
+fork server hands on unread, the write end of the agent's console, and the agent's end of the stream for host calls. The
+fork server answers with `ForkEvent`. The socket's end is the order to kill everything and exit.
 """
 
 from __future__ import annotations

@@ -160,8 +160,12 @@ class Plane:
         data: Credentials | None = None,
         public: PublicUser | None = None,
         subscriptions: tuple[Subscription, ...] = (),
+        calls: bool = False,
     ) -> StartReply:
-        """Have the agent run ``artifact``; triggers come by way of the node, as `call` sends them."""
+        """Have the agent run ``artifact``; triggers come by way of the node, as `call` sends them.
+
+        With ``calls`` it makes host calls over the stream of its machine for them.
+        """
         self.artifact = artifact
         prefixes = [call_prefix(machine_id, index) for index in range(len(triggers))]
         request = StartRequest(
@@ -181,6 +185,7 @@ class Plane:
             ),
             data=data,
             public=public,
+            calls=calls,
         )
         answer = await self.node.request(agent_subject(machine_id, "start"), request.encode(), timeout_s=_TIMEOUT_S)
         return StartReply.decode(answer.data)

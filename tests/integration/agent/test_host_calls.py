@@ -7,9 +7,11 @@ import json
 import pytest
 
 from nex.agent.hostcalls import HostCalls
+from nex.drivers.process.machine import ProcessMachine
 from nex.protocol.agent import StartReply
 from nex.protocol.hostcalls import HEAD_BYTES, PIECE_BYTES, Answer, KvGet, pack, read_call, unpack
 from nex.testing.plane import Plane
+from nex.transport.callstream import CallStream
 from nex.transport.connection import Connection, Msg
 
 ASKS = b"""(subject, payload) => {
@@ -30,6 +32,32 @@ async def test_a_function_asks_its_node(node: Plane) -> None:
     await node.node.subscribe("host.*.rpc", answer)
     assert json.loads((await node.call("m1")).data) == [0, 255]
     assert asked == [("host.m1.rpc", KvGet(key="key"))]
+    await node.stop("m1")
+
+
+async def test_a_function_asks_over_the_stream_of_its_machine(machine: ProcessMachine, node: Plane) -> None:
+    """It is asked over no server; when nobody listens there any more, the function is told."""
+    asked: list[object] = []
+
+    def take(number: int, payload: bytes) -> None:
+        asked.append(read_call(unpack(payload)[0]))
+        if len(asked) == 1:
+            stream.send(number + 1, pack(b"{}"))  # which nobody has asked
+            stream.send(number, pack(Answer(value={"revision": 1}).encode(), b"\x00\xff"))
+        elif len(asked) == 2:
+            stream.send(number, b"\x00")
+        else:
+            stream.close()
+
+    assert machine.calls is not None
+    stream = await CallStream.open(machine.calls, take, lambda _: None)
+    assert await node.start("m1", "v8", ASKS, triggers=("t.>",), calls=True) == StartReply()
+    await node.node.subscribe("host.*.rpc", lambda _: pytest.fail("it asks the server"))
+    assert json.loads((await node.call("m1")).data) == [0, 255]
+    assert json.loads((await node.call("m1")).data) == "failed"
+    for _ in range(2):
+        assert json.loads((await node.call("m1")).data) == "unavailable"
+    assert asked == [KvGet(key="key")] * 3
     await node.stop("m1")
 
 

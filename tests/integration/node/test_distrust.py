@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+import socket
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest_asyncio
 
 from nex.drivers.base import Handle, Machine, MachineSpec, Usage
 from nex.errors import DeadlineError, MachineError, RefusedError, UnreachableError
-from nex.node import triggers
+from nex.node import agents, triggers
 from nex.node.agents import AgentLink
 from nex.node.config import Leafnode
 from nex.node.plane import Plane
@@ -32,7 +33,9 @@ from nex.protocol.agent import (
     StartRequest,
     inbox_prefix,
 )
+from nex.protocol.hostcalls import Answer, unpack
 from nex.tasks import TaskOwner
+from nex.transport.callstream import CallStream
 from nex.transport.connection import Connection, Msg
 from nex.transport.options import ConnectOptions
 
@@ -70,7 +73,7 @@ class Tenant:
         self.dropped = 0
         self.calls: list[CallReport] = []
         self.exits: list[ServiceExit] = []
-        self.host_calls: list[Msg] = []
+        self.host_calls: list[bytes] = []
         self.lost = 0
 
     def heard_log(self, _link: AgentLink, batch: LogBatch) -> None:
@@ -80,8 +83,8 @@ class Tenant:
     def heard_calls(self, _link: AgentLink, report: CallReport) -> None:
         self.calls.append(report)
 
-    def heard_host_call(self, _link: AgentLink, msg: Msg) -> None:
-        self.host_calls.append(msg)
+    def heard_host_call(self, _link: AgentLink, payload: bytes, _answer: Callable[[bytes], None]) -> None:
+        self.host_calls.append(payload)
 
     def heard_exit(self, _link: AgentLink, exited: ServiceExit) -> None:
         self.exits.append(exited)
@@ -99,10 +102,14 @@ async def plane(tmp_path: Path) -> AsyncGenerator[Plane]:
 
 
 @contextlib.asynccontextmanager
-async def agent(plane: Plane, machine_id: str) -> AsyncGenerator[tuple[AgentLink, Connection]]:
+async def agent(
+    plane: Plane, machine_id: str, calls: socket.socket | None = None
+) -> AsyncGenerator[tuple[AgentLink, Connection]]:
     """A link of the node, and a connection with the credentials that its agent was given."""
     hello = Hello.decode(plane.hello(machine_id))
-    link = plane.link(Scripted(MachineSpec(machine_id, b"", plane.address)))
+    machine = Scripted(MachineSpec(machine_id, b"", plane.address))
+    machine.calls = calls
+    link = plane.link(machine)
     options = ConnectOptions(
         servers=(hello.credentials.url,),
         jwt=hello.credentials.jwt,
@@ -268,6 +275,42 @@ async def test_no_machine_hears_directly_what_is_denied(tmp_path: Path) -> None:
     finally:
         await public.close()
         await plane.close()
+
+
+async def test_what_comes_over_a_machines_stream_for_host_calls_is_bounded(
+    plane: Plane, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agents, "_HOST_CALLS_PER_S", 2)
+    artifact = tmp_path / "artifact"
+    artifact.write_bytes(b"x")
+    ours, theirs = socket.socketpair()
+    answers: asyncio.Queue[tuple[int, bytes]] = asyncio.Queue()
+    ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    rogue = await CallStream.open(
+        theirs, lambda number, payload: answers.put_nowait((number, payload)), ended.set_result
+    )
+    async with agent(plane, "m1", ours) as (link, connection):
+        async with started(link, connection, artifact) as (tenant, _):
+            for number in range(3):
+                rogue.send(number, b"call %d" % number)
+            number, payload = await answers.get()
+            assert (number, Answer.decode(unpack(payload)[0]).error) == (2, "too_many")
+            assert tenant.host_calls == [b"call 0", b"call 1"]
+
+            link.release()
+            rogue.send(7, b"call 7")
+            number, payload = await answers.get()
+            assert (number, Answer.decode(unpack(payload)[0]).error) == (7, "unavailable")
+
+        rogue._transport.write(b"\xff" * 8)
+        assert await ended == ""
+        with pytest.raises(MachineError, match="the machine has ended"):
+            await AgentLink(link.machine, plane.connection).start(
+                StartRequest(workload_id="w", namespace="n", name="x", type="v8", digest="", size=1),
+                artifact,
+                Tenant(),
+                timeout_s=1,
+            )
 
 
 async def test_a_machine_that_ends_while_it_is_asked_is_told_at_once(plane: Plane, tmp_path: Path) -> None:

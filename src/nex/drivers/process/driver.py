@@ -96,10 +96,10 @@ class ProcessDriver(Driver):
         self._machines[spec.id] = machine
         return machine
 
-    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], hello_fd: int, console_fd: int) -> int:
+    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], fds: tuple[int, int, int]) -> int:
         """For a machine: have its agent forked, by a new fork server if the old one is gone."""
         forks = await self._running()
-        return await forks.fork(machine_id, folder, cgroups, hello_fd, console_fd)
+        return await forks.fork(machine_id, folder, cgroups, fds)
 
     def kill(self, machine_id: str) -> None:
         """For a machine: have its agent and all below it killed."""

@@ -148,10 +148,11 @@ class ForkServer:
             self._control.close()
             self._control = None
 
-    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], hello_fd: int, console_fd: int) -> int:
-        """Have an agent forked that works in ``folder``, reads its hello from one file and prints to the other; its id.
+    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], fds: tuple[int, int, int]) -> int:
+        """Have an agent forked that works in ``folder``; its process id.
 
-        It enters ``cgroups`` before all else, or ends.
+        It reads its hello from the first of ``fds``, prints to the second, and makes host calls over the third. Before
+        all else it enters ``cgroups``, or ends.
 
         Raises:
             MachineError: it could not be made; nothing is left of it.
@@ -161,7 +162,7 @@ class ForkServer:
         try:
             groups = tuple(map(str, cgroups))
             order = ForkOrder(verb="fork", machine_id=machine_id, folder=str(folder), cgroups=groups)
-            self._order(order, hello_fd, console_fd)
+            self._order(order, *fds)
             async with asyncio.timeout(_FORK_TIMEOUT_S):
                 return await waiter
         except TimeoutError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,8 +28,8 @@ _KILL_TIMEOUT_S = 10.0
 class Forks(Protocol):
     """What a machine asks of its driver."""
 
-    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], hello_fd: int, console_fd: int) -> int:
-        """Have its agent forked; its process id."""
+    async def fork(self, machine_id: str, folder: Path, cgroups: Sequence[Path], fds: tuple[int, int, int]) -> int:
+        """Have its agent forked with its hello, its console and its end of the host calls; its process id."""
 
     def kill(self, machine_id: str) -> None:
         """Have its agent and all below it killed; `ProcessMachine.ended` is called when they are gone."""
@@ -91,9 +92,12 @@ class ProcessMachine(Machine):
         try:
             hello = _pipe_of(self._spec.hello)
             groups = self._bounds.folders if self._bounds is not None else ()
+            self.calls, theirs = socket.socketpair()
             try:
-                self._mark = proc.Mark.of(await self._forks.fork(self.id, self._folder, groups, hello, writer))
+                fds = (hello, writer, theirs.fileno())
+                self._mark = proc.Mark.of(await self._forks.fork(self.id, self._folder, groups, fds))
             finally:
+                theirs.close()
                 os.close(hello)
         finally:
             os.close(writer)
@@ -140,6 +144,8 @@ class ProcessMachine(Machine):
                 await self.lost()
         if self._reader is not None:
             self._reader.close()
+        if self.calls is not None:
+            self.calls.close()
         if self._bounds is not None:
             await self._bounds.close()
         await asyncio.to_thread(remove_folder, self._folder)

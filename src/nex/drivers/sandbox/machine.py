@@ -59,11 +59,11 @@ class Workshop:
         self.forget = forget
 
 
-def agent_command(control: int, data: int) -> list[str]:
+def agent_command(control: int, data: int, calls: int) -> list[str]:
     """How the agent is started in a sandbox, with the numbers of its streams."""
     # No site-packages but the image's, nothing of the environment, frozen modules, and no look at sources.
     python = ["/usr/bin/python3", "-I", "-X", "frozen_modules=on"]
-    return [*python, "-m", _MODULE, str(control), str(data)]
+    return [*python, "-m", _MODULE, str(control), str(data), str(calls)]
 
 
 class SandboxMachine(Machine):
@@ -121,9 +121,10 @@ class SandboxMachine(Machine):
             await self._bounds.open(self._spec.resources)
         control, agent_control = socket.socketpair()
         data, agent_data = socket.socketpair()
+        self.calls, agent_calls = socket.socketpair()
         try:
-            with agent_control, agent_data:
-                self._launched = await self._launch(agent_control.fileno(), agent_data.fileno())
+            with agent_control, agent_data, agent_calls:
+                self._launched = await self._launch(*(end.fileno() for end in (agent_control, agent_data, agent_calls)))
             self._tasks.start(self._relay.serve(control, self._spec.hello), name="control")
             self._tasks.start(self._relay.serve(data), name="data")
         except BaseException:
@@ -135,17 +136,17 @@ class SandboxMachine(Machine):
         self._watch.open()
         await in_thread(self._write_record)
 
-    async def _launch(self, control: int, data: int) -> Launched:
+    async def _launch(self, *streams: int) -> Launched:
         own_user = self._uid is not None
         # Where a control group bounds them, it must be the first to refuse: it is heard, and the workload ended.
         bounded = self._workshop.controllers.pids
         order = Order(
-            command=agent_command(control, data),
+            command=agent_command(*streams),
             hostname=self.id[:63],  # as long as a name of a host may be
             disk_bytes=self._disk.size_bytes,
             user=(self._uid, self._uid) if self._uid is not None else None,
             cgroups=self._bounds.folders if self._bounds is not None else (),
-            pass_fds=(control, data),
+            pass_fds=streams,
             pids=0 if bounded else await asyncio.to_thread(most_processes, self._spec.resources, own_user=own_user),
         )
         return await self._workshop.launcher.launch(order)
@@ -194,6 +195,8 @@ class SandboxMachine(Machine):
             self.kill()
             await self._tasks.wait()
         await self._tidy()
+        if self.calls is not None:
+            self.calls.close()
         if self._bounds is not None:
             await self._bounds.close()
         if self._uid is not None and self._workshop.uids is not None:
