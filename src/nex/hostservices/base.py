@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from nex.protocol.hostcalls import ERRORS, Call, ErrorName
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Waiter
 
 __all__ = ["Caller", "HostError", "HostService", "Piece", "Result"]
 
@@ -92,6 +92,14 @@ class HostService(ABC):
             HostError: it cannot be done.
             NexError: of the transport: the router tells it as ``unavailable``, ``timeout`` or ``failed``.
         """
+
+    def begin(self, caller: Caller, call: Call, waiter: Waiter[Result]) -> bool:  # noqa: ARG002 - most have none
+        """Carry out a call that needs no body and no more than one question, without a task, and tell ``waiter``.
+
+        False if it is none of these: then `serve` is to be awaited, and also if this raises, or the waiter is told of
+        an error that is no `HostError`.
+        """
+        return False
 
     async def forget(self, caller: Caller) -> None:  # noqa: B027 - most keep nothing
         """The workload is gone: let go of what was kept for it. Its buckets stay."""

@@ -11,7 +11,7 @@ from typing import Annotated, Any, ClassVar, Final
 import msgspec
 from msgspec import Meta
 
-from nex.errors import NexError
+from nex.errors import NexError, NotFoundError
 from nex.hostservices.base import Caller, HostError, Piece, Result
 from nex.hostservices.stores import (
     KeyValueBackend,
@@ -33,7 +33,7 @@ from nex.protocol.hostcalls import (
     KvUpdate,
     KvWatch,
 )
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Waiter
 from nex.transport.keyvalue import Entry, KeyValue
 
 __all__ = ["KeyValueOptions", "KeyValueService"]
@@ -105,10 +105,18 @@ class KeyValueService(StoreService[KeyValueBackend]):
         options = self._options
         await store.ensure_bucket(bucket, description=description, history=options.history, max_bytes=options.max_bytes)
 
+    def begin(self, caller: Caller, call: Call, waiter: Waiter[Result]) -> bool:
+        """Read a key; see `HostService`."""
+        if not isinstance(call, KvGet):
+            return False
+        store, bucket = self._place(caller, call.bucket)
+        store.find(_Reader(waiter), bucket, _key(call.key), call.revision)
+        return True
+
     async def _get(self, caller: Caller, call: KvGet) -> Result:
         key = _key(call.key)
         entry = await self._on(caller, call.bucket, lambda store, bucket: store.get(bucket, key, call.revision))
-        return Result({"revision": entry.revision}, entry.value)
+        return _value(entry)
 
     async def _set(self, caller: Caller, call: KvSet, body: AsyncIterator[bytes]) -> Result:
         key = _key(call.key)
@@ -205,6 +213,33 @@ class KeyValueService(StoreService[KeyValueBackend]):
             self._watches[who] -= 1
             if not self._watches[who]:
                 del self._watches[who]
+
+
+class _Reader:
+    """Waits for an entry on behalf of whoever waits for the answer."""
+
+    __slots__ = ("_waiter",)
+
+    def __init__(self, waiter: Waiter[Result]) -> None:
+        self._waiter = waiter
+
+    def done(self) -> bool:
+        """As `Waiter` has it."""
+        return self._waiter.done()
+
+    def set_result(self, entry: Entry, /) -> None:
+        """As `Waiter` has it."""
+        self._waiter.set_result(_value(entry))
+
+    def set_exception(self, error: Exception, /) -> None:
+        """As `Waiter` has it. A bucket that is missing may have to be made."""
+        if isinstance(error, NexError) and not (isinstance(error, NotFoundError) and error.kind == "bucket"):
+            error = host_error(error)
+        self._waiter.set_exception(error)
+
+
+def _value(entry: Entry) -> Result:
+    return Result({"revision": entry.revision}, entry.value)
 
 
 def _told(entry: Entry) -> dict[str, Any]:

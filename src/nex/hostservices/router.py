@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import secrets
 import traceback
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePath
@@ -33,8 +33,10 @@ from nex.protocol.hostcalls import (
     StreamEnd,
     StreamRead,
     StreamWrite,
+    pack,
     read_call,
     refusal,
+    unpack,
 )
 from nex.tasks import TaskOwner
 from nex.telemetry.logs import Log
@@ -45,6 +47,7 @@ _ANSWER_HEAD_BYTES: Final = 512 * 1024  # with a piece it fits into one message 
 _TEXT_CHARACTERS: Final = 1000
 _STREAM: Final = "stream"
 _log = Log("hostservices")
+_DAMAGED: Final = refusal("invalid", "a host call is damaged")
 S = TypeVar("S", bound=Stream)
 
 
@@ -112,6 +115,7 @@ class Session:
         self._siblings = siblings
         self._calls: dict[asyncio.Task[object], int] = {}
         self._cut: set[asyncio.Task[object]] = set()
+        self._quick: set[_Quick] = set()
         self._bytes = 0
         self._streams: dict[int, Stream] = {}
         self._numbers = itertools.count(1)
@@ -121,6 +125,60 @@ class Session:
         self._quiet: asyncio.Future[None] | None = None
         self._ended = asyncio.Event()
 
+    def begin(self, payload: bytes, answered: Callable[[bytes], None]) -> None:
+        """Carry out a call, whose head and body are packed as in the answer. Whatever it is, it is answered once."""
+        try:
+            head, body = unpack(payload)
+        except MessageError:
+            answered(pack(_DAMAGED))
+            return
+        if not self._begin_quickly(head, body, answered):
+            self._tasks.start(self._answer_later(self.call(head, body), answered), name="call")
+
+    def _begin_quickly(self, head: bytes, body: bytes, answered: Callable[[bytes], None]) -> bool:
+        """Whether it is a call that needs no task, and nothing is in its way."""
+        if body or self._closing or len(head) > HEAD_BYTES or self._under_way >= self._bounds.calls:
+            return False
+        try:
+            call = read_call(head)
+        except MessageError:
+            return False
+        service = self._services.get(str(call.__struct_config__.tag).partition(".")[0])
+        if service is None:
+            return False
+        quick = _Quick(self, head, answered)
+        self._quick.add(quick)
+        try:
+            begun = service.begin(self._caller, call, quick)
+        except Exception:  # noqa: BLE001 - what it is, is told on the long way
+            begun = False
+        if not begun:
+            self._quick.discard(quick)
+        return begun
+
+    async def _answer_later(
+        self, answer: Coroutine[None, None, tuple[bytes, bytes]], answered: Callable[[bytes], None]
+    ) -> None:
+        answered(pack(*await answer))
+
+    @property
+    def _under_way(self) -> int:
+        return len(self._calls) + len(self._quick)
+
+    def end_quick(self, quick: _Quick, result: Result | None, error: Exception | None) -> None:
+        """A call that has no task is over, or has to be carried out on the long way."""
+        self._quick.discard(quick)
+        if isinstance(error, HostError):
+            quick.answered(pack(self._refusal(error)))
+        elif result is None or result.rest is not None or len(result.body) > PIECE_BYTES:
+            self._tasks.start(self._answer_later(self.call(quick.head, b""), quick.answered), name="call")
+        else:
+            try:
+                answer = pack(*_encode(Piece(result.body, result.value)))
+            except Exception as failed:  # noqa: BLE001 - the edge to the machine
+                answer = pack(self._refusal(failed))
+            quick.answered(answer)
+
     async def call(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
         """Carry out a call, as it came; head and body of its answer. Never raises but for cancellation."""
         bounds, size = self._bounds, len(body)
@@ -128,7 +186,7 @@ class Session:
             return refusal("unavailable", "the workload has ended"), b""
         if size > PIECE_BYTES or len(head) > HEAD_BYTES:
             return refusal("too_large", f"a host call has at most {HEAD_BYTES} + {PIECE_BYTES} bytes"), b""
-        if len(self._calls) >= bounds.calls:
+        if self._under_way >= bounds.calls:
             return refusal("too_many", f"{bounds.calls} host calls of this workload are under way already"), b""
         if self._bytes + size > bounds.bytes:
             return refusal("too_many", f"{bounds.bytes} bytes of this workload are under way already"), b""
@@ -164,6 +222,9 @@ class Session:
                 for task in self._cut:
                     task.cancel()
                 await self._quiet
+            for quick in tuple(self._quick):
+                quick.cut()
+            self._quick.clear()
             if self._timer is not None:
                 self._timer.cancel()
             await asyncio.gather(*(self._close(number) for number in tuple(self._streams)))
@@ -314,6 +375,40 @@ class Session:
 
     def _task_failed(self, name: str, error: BaseException) -> None:
         _tell(f"{name} failed", error, self._caller)
+
+
+class _Quick:
+    """A call that has no task: waits for its result."""
+
+    __slots__ = ("_done", "_session", "answered", "head")
+
+    def __init__(self, session: Session, head: bytes, answered: Callable[[bytes], None]) -> None:
+        self._session = session
+        self._done = False
+        self.head = head
+        self.answered = answered
+
+    def done(self) -> bool:
+        """As `Waiter` has it."""
+        return self._done
+
+    def set_result(self, result: Result, /) -> None:
+        """As `Waiter` has it."""
+        self._end(result, None)
+
+    def set_exception(self, error: Exception, /) -> None:
+        """As `Waiter` has it."""
+        self._end(None, error)
+
+    def _end(self, result: Result | None, error: Exception | None) -> None:
+        if not self._done:
+            self._done = True
+            self._session.end_quick(self, result, error)
+
+    def cut(self) -> None:
+        """The workload has ended."""
+        self._done = True
+        self.answered(pack(refusal("unavailable", "the workload has ended")))
 
 
 def _encode(piece: Piece, stream: int = 0) -> tuple[bytes, bytes]:

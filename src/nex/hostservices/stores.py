@@ -21,7 +21,7 @@ from nex.errors import (
     UsageError,
 )
 from nex.hostservices.base import Caller, HostError, HostService
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Waiter
 from nex.transport.jetstream import JetStreamError
 from nex.transport.keyvalue import Entry, ValueTooLarge
 from nex.transport.objectinfo import ObjectInfo
@@ -56,6 +56,7 @@ class KeyValueBackend(Protocol):
         self, bucket: str, *, description: str = "", history: int = 1, max_bytes: int = -1, ttl_s: float = 0
     ) -> None: ...
     async def get(self, bucket: str, key: str, revision: int = 0) -> Entry: ...
+    def find(self, waiter: Waiter[Entry], bucket: str, key: str, revision: int = 0) -> None: ...
     async def put(self, bucket: str, key: str, value: bytes, *, ttl_s: float = 0) -> int: ...
     async def update(self, bucket: str, key: str, value: bytes, revision: int, *, ttl_s: float = 0) -> int: ...
     async def create(self, bucket: str, key: str, value: bytes, *, ttl_s: float = 0) -> int: ...
@@ -172,8 +173,7 @@ class StoreService(HostService, Generic[S]):
 
         That it is there is found out by using it: one request, and a bucket that was removed comes back.
         """
-        opened = self._find(caller)
-        store, bucket = opened.store, self._bound(caller, alias) if alias else opened.own
+        store, bucket = self._place(caller, alias)
         try:
             try:
                 return await work(store, bucket)
@@ -189,6 +189,10 @@ class StoreService(HostService, Generic[S]):
             raise host_error(error) from error
         except NexError as error:
             raise host_error(error) from error
+
+    def _place(self, caller: Caller, alias: str) -> tuple[S, str]:
+        opened = self._find(caller)
+        return opened.store, self._bound(caller, alias) if alias else opened.own
 
     def _find(self, caller: Caller) -> _Opened[S]:
         known = self._opened.get(caller.workload_id)

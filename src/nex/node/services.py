@@ -9,31 +9,20 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass
 
-from nex.errors import MessageError, NexError, RefusedError
+from nex.errors import NexError, RefusedError
 from nex.hostservices.base import Caller
 from nex.hostservices.registry import make
 from nex.hostservices.router import Router, Session
 from nex.node.config import HostServices
 from nex.node.policy import Order
 from nex.protocol.control import NatsConnection
-from nex.protocol.hostcalls import Answer, pack, unpack
 from nex.telemetry.logs import Log
 from nex.transport.connection import Connection
 from nex.transport.options import ConnectOptions
 
-__all__ = ["Access", "Services", "answer_to"]
+__all__ = ["Access", "Services"]
 
 _log = Log("node.services")
-_DAMAGED = Answer(code=400, error="invalid", message="a host call is damaged").encode()
-
-
-async def answer_to(session: Session, payload: bytes) -> bytes:
-    """The payload that answers a host call's payload. Never raises but for cancellation."""
-    try:
-        head, body = unpack(payload)
-    except MessageError:
-        return pack(_DAMAGED)
-    return pack(*await session.call(head, body))
 
 
 @dataclass(slots=True)

@@ -20,7 +20,7 @@ from nex.node.limits import LIMITS, exceeded_text
 from nex.node.means import Means, Way, start_request
 from nex.node.policy import Order
 from nex.node.publisher import Subject
-from nex.node.services import Access, answer_to
+from nex.node.services import Access
 from nex.node.sources.sources import Sources
 from nex.node.state import Deployment
 from nex.node.triggers import Route
@@ -388,12 +388,9 @@ class Workload:
     def heard_host_call(self, link: AgentLink, payload: bytes, answer: Callable[[bytes], None]) -> None:
         """It asks for a host service."""
         if link is self.link and self._session is not None:
-            self._tasks.start(self._serve(self._session, payload, answer), name="host call")
+            self._session.begin(payload, answer)
         else:
             answer(ENDED)
-
-    async def _serve(self, session: Session, payload: bytes, answer: Callable[[bytes], None]) -> None:
-        answer(await answer_to(session, payload))
 
     def _heard_dead(self, text: str) -> None:
         _log.warn("event_given_up", text, workload=self.id)

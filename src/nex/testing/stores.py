@@ -15,7 +15,7 @@ from typing import cast
 
 from nex.errors import NotFoundError
 from nex.protocol.times import format_rfc3339
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Waiter
 from nex.transport.jetstream import JetStreamError
 from nex.transport.keyvalue import RECORD_BYTES, Entry, Operation, ValueTooLarge
 from nex.transport.objectinfo import CHUNK_BYTES, ObjectInfo, now
@@ -73,8 +73,18 @@ class MemoryKeyValue:
         """Remove it and all that it holds."""
         del self._buckets[bucket]
 
+    def find(self, waiter: Waiter[Entry], bucket: str, key: str, revision: int = 0) -> None:
+        """As the real one."""
+        try:
+            waiter.set_result(self._get(bucket, key, revision))
+        except NotFoundError as error:
+            waiter.set_exception(error)
+
     async def get(self, bucket: str, key: str, revision: int = 0) -> Entry:
         """As the real one."""
+        return self._get(bucket, key, revision)
+
+    def _get(self, bucket: str, key: str, revision: int) -> Entry:
         found = [entry for entry in self._find(bucket).of(key) if revision in {0, entry.revision}]
         if not found or found[-1].operation != "put":
             raise NotFoundError("key", key)

@@ -161,7 +161,7 @@ class Connection:
         limit_s = self._options.timeout_s if timeout_s is None else timeout_s
         return await self._requests.ask(subject, payload, headers, limit_s)
 
-    def request_soon(self, waiter: Waiter, subject: str, payload: bytes = b"", *, timeout_s: float) -> None:
+    def request_soon(self, waiter: Waiter[Msg], subject: str, payload: bytes = b"", *, timeout_s: float) -> None:
         """`request` without waiting: ``waiter`` is told of the answer, or why there is none, in the turn it comes.
 
         Raises:

@@ -10,7 +10,7 @@ from typing import Any, Final
 import msgspec
 
 from nex.errors import MessageError, NexError, RefusedError, UnreachableError
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Waiter
 from nex.transport.message import Msg, decode_headers
 
 __all__ = ["JetStream", "JetStreamError", "Stored", "check_ack"]
@@ -91,7 +91,7 @@ class JetStream:
     """JetStream of the system behind ``connection``, or of its ``domain``."""
 
     def __init__(self, connection: Connection, domain: str = "") -> None:
-        self._connection = connection
+        self.connection = connection
         self.prefix = f"$JS.{domain}.API" if domain else "$JS.API"
         self._indirect: dict[str, float] = {}  # streams that allow no direct reads, and until when that is believed
 
@@ -108,14 +108,18 @@ class JetStream:
     async def _ask(self, verb: str, body: Mapping[str, Any] | None) -> Msg:
         payload = msgspec.json.encode(body) if body is not None else b""
         try:
-            return await self._connection.request(f"{self.prefix}.{verb}", payload, timeout_s=_API_TIMEOUT_S)
+            return await self.connection.request(f"{self.prefix}.{verb}", payload, timeout_s=_API_TIMEOUT_S)
         except UnreachableError as error:
-            if self._connection.is_connected:
-                raise UnreachableError(
-                    f"no JetStream at {self._connection.url} ({self.prefix}): its server runs without it "
-                    "(nats-server -js), or has it in another domain"
-                ) from error
-            raise
+            raise self.unreached(error) from error
+
+    def unreached(self, error: UnreachableError) -> UnreachableError:
+        """What it means that nobody heard a request."""
+        if not self.connection.is_connected:
+            return error
+        return UnreachableError(
+            f"no JetStream at {self.connection.url} ({self.prefix}): its server runs without it "
+            "(nats-server -js), or has it in another domain"
+        )
 
     async def ensure_stream(self, config: Mapping[str, Any]) -> None:
         """Make a stream if there is none of that name; one that is there is left as it is. Raises as `call`."""
@@ -137,11 +141,25 @@ class JetStream:
         Raises:
             JetStreamError: there is no such message, or no such stream.
         """
-        return await self._get(stream, f".{subject}", {"last_by_subj": subject})
+        found: asyncio.Future[Stored] = asyncio.get_running_loop().create_future()
+        self.find(found, stream, subject)
+        return await found
 
-    async def at(self, stream: str, sequence: int) -> Stored:
-        """The message with that number; raises as `last`."""
-        return await self._get(stream, "", {"seq": sequence})
+    def find(self, waiter: Waiter[Stored], stream: str, subject: str, sequence: int = 0) -> None:
+        """`last`, or the message with that number, without waiting: ``waiter`` is told, unless this raises."""
+        question = _Question(self, waiter, stream, subject, sequence)
+        now = asyncio.get_running_loop().time()
+        if self._indirect and self._indirect.get(stream, now) > now:
+            question.ask_indirectly()
+        else:
+            question.ask()
+
+    def is_indirect(self, stream: str, indirect: bool) -> None:
+        """Whether a stream allows no direct reads; that is believed for a minute."""
+        if indirect:
+            self._indirect[stream] = asyncio.get_running_loop().time() + _INDIRECT_S
+        else:
+            self._indirect.pop(stream, None)
 
     async def publish(self, subject: str, payload: bytes, headers: Mapping[str, str] | None = None) -> int:
         """Store one message and wait until it is stored.
@@ -149,30 +167,75 @@ class JetStream:
         Returns:
             Its number.
         """
-        return check_ack(await self._connection.request(subject, payload, headers=headers, timeout_s=_API_TIMEOUT_S))
+        return check_ack(await self.connection.request(subject, payload, headers=headers, timeout_s=_API_TIMEOUT_S))
 
     async def purge(self, stream: str, subject: str, *, before: int = 0) -> None:
         """Remove every message on ``subject``, or those ``before`` that number."""
         await self.call(f"STREAM.PURGE.{stream}", {"filter": subject} | ({"seq": before} if before else {}))
 
-    async def _get(self, stream: str, tail: str, question: Mapping[str, Any]) -> Stored:
-        now = asyncio.get_running_loop().time()
-        if self._indirect.get(stream, now) <= now:
-            payload = b"" if tail else msgspec.json.encode(question)
-            subject = f"{self.prefix}.DIRECT.GET.{stream}{tail}"
-            try:
-                return _stored(await self._connection.request(subject, payload, timeout_s=_API_TIMEOUT_S))
-            except UnreachableError:
-                if not self._connection.is_connected:
-                    raise
-            # The stream does not allow it, or is not there.
-            self._indirect[stream] = now + _INDIRECT_S
+
+class _Question:
+    """Asks for one message of a stream, and hears the answer: directly, or, if the stream does not allow that, not."""
+
+    __slots__ = ("_direct", "_jetstream", "_sequence", "_stream", "_subject", "_waiter")
+
+    def __init__(self, jetstream: JetStream, waiter: Waiter[Stored], stream: str, subject: str, sequence: int) -> None:
+        self._jetstream = jetstream
+        self._waiter = waiter
+        self._stream = stream
+        self._subject = subject
+        self._sequence = sequence
+        self._direct = True
+
+    def ask(self) -> None:
+        """Ask any server that has the stream."""
+        verb, payload = f"DIRECT.GET.{self._stream}", b""
+        if self._sequence:
+            payload = b'{"seq":%d}' % self._sequence
+        else:
+            verb = f"{verb}.{self._subject}"
+        self._request(verb, payload)
+
+    def ask_indirectly(self) -> None:
+        """Ask the API."""
+        self._direct = False
+        what = {"seq": self._sequence} if self._sequence else {"last_by_subj": self._subject}
+        self._request(f"STREAM.MSG.GET.{self._stream}", msgspec.json.encode(what))
+
+    def _request(self, verb: str, payload: bytes) -> None:
+        subject = f"{self._jetstream.prefix}.{verb}"
+        self._jetstream.connection.request_soon(self, subject, payload, timeout_s=_API_TIMEOUT_S)
+
+    def done(self) -> bool:
+        """As `Waiter` has it."""
+        return self._waiter.done()
+
+    def set_result(self, answer: Msg, /) -> None:
+        """As `Waiter` has it."""
         try:
-            return _decode_stored(await self._ask(f"STREAM.MSG.GET.{stream}", question))
-        except JetStreamError as error:
-            if error.is_stream_missing:
-                self._indirect.pop(stream, None)
-            raise
+            stored = _stored(answer) if self._direct else _decode_stored(answer)
+        except NexError as error:
+            if isinstance(error, JetStreamError) and error.is_stream_missing:
+                self._jetstream.is_indirect(self._stream, False)
+            self._waiter.set_exception(error)
+        else:
+            self._waiter.set_result(stored)
+
+    def set_exception(self, error: Exception, /) -> None:
+        """As `Waiter` has it."""
+        if isinstance(error, UnreachableError):
+            if self._direct and self._jetstream.connection.is_connected:
+                # The stream does not allow it, or is not there.
+                self._jetstream.is_indirect(self._stream, True)
+                try:
+                    self.ask_indirectly()
+                except NexError as unsent:
+                    error = unsent
+                else:
+                    return
+            else:
+                error = self._jetstream.unreached(error)
+        self._waiter.set_exception(error)
 
 
 def check_ack(answer: Msg) -> int:

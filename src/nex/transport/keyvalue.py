@@ -6,6 +6,7 @@ value: the header ``KV-Operation`` says DEL or PURGE, or the server says why it 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import math
 import re
@@ -15,7 +16,7 @@ from typing import Final, Literal, cast
 
 from nex.errors import NexError, NotFoundError, RefusedError, UnreachableError, UsageError
 from nex.protocol.times import format_rfc3339
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Waiter
 from nex.transport.consumer import Consumer, follow, position
 from nex.transport.jetstream import JetStream, JetStreamError, Stored
 from nex.transport.message import Msg
@@ -128,15 +129,13 @@ class KeyValue:
         Raises:
             NotFoundError: of kind "key": it has none, or it was deleted.
         """
-        subject = f"$KV.{bucket}.{key}"
-        stream = _stream(bucket)
-        try:
-            stored = await (self._api.at(stream, revision) if revision else self._api.last(stream, subject))
-        except JetStreamError as error:
-            raise _missing(error, bucket, key) from error
-        if stored.subject != subject or _operation(stored.headers) != "put":
-            raise NotFoundError("key", key)
-        return Entry(key, stored.data, stored.sequence, stored.created)
+        found: asyncio.Future[Entry] = asyncio.get_running_loop().create_future()
+        self.find(found, bucket, key, revision)
+        return await found
+
+    def find(self, waiter: Waiter[Entry], bucket: str, key: str, revision: int = 0) -> None:
+        """`get` without waiting: ``waiter`` is told, unless this raises."""
+        self._api.find(_Reader(waiter, bucket, key), _stream(bucket), f"$KV.{bucket}.{key}", revision)
 
     async def put(self, bucket: str, key: str, value: bytes, *, ttl_s: float = 0) -> int:
         """Give a key a value.
@@ -309,6 +308,35 @@ class KeyValue:
                         yield msg
         except JetStreamError as error:
             raise _missing(error, bucket, pattern) from error
+
+
+class _Reader:
+    """Waits for a message of a bucket on behalf of whoever waits for the entry that it is."""
+
+    __slots__ = ("_bucket", "_key", "_waiter")
+
+    def __init__(self, waiter: Waiter[Entry], bucket: str, key: str) -> None:
+        self._waiter = waiter
+        self._bucket = bucket
+        self._key = key
+
+    def done(self) -> bool:
+        """As `Waiter` has it."""
+        return self._waiter.done()
+
+    def set_result(self, stored: Stored, /) -> None:
+        """As `Waiter` has it."""
+        key = self._key
+        if stored.subject != f"$KV.{self._bucket}.{key}" or _operation(stored.headers) != "put":
+            self._waiter.set_exception(NotFoundError("key", key))
+        else:
+            self._waiter.set_result(Entry(key, stored.data, stored.sequence, stored.created))
+
+    def set_exception(self, error: Exception, /) -> None:
+        """As `Waiter` has it."""
+        if isinstance(error, JetStreamError):
+            error = _missing(error, self._bucket, self._key)
+        self._waiter.set_exception(error)
 
 
 def _stream(bucket: str) -> str:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from nex.errors import DeadlineError, RefusedError, UnreachableError
 from nex.transport.message import Msg
@@ -35,13 +35,16 @@ class Lull:
         return max(self.least_s, self.times * first_s)
 
 
-class Waiter(Protocol):
-    """Who waits for the answer to a request, told once, from the loop; a future is one."""
+T_contra = TypeVar("T_contra", contravariant=True)
+
+
+class Waiter(Protocol[T_contra]):
+    """Who waits for something, such as the answer to a request; told once, from the loop. A future is one."""
 
     def done(self) -> bool:
         """Whether it waits no more."""
 
-    def set_result(self, msg: Msg, /) -> None:
+    def set_result(self, result: T_contra, /) -> None:
         """The answer."""
 
     def set_exception(self, error: Exception, /) -> None:
@@ -53,7 +56,7 @@ class _One:
     """A request that waits for one answer until ``deadline``, seconds of the loop's clock."""
 
     subject: str
-    waiter: Waiter
+    waiter: Waiter[Msg]
     timeout_s: float
     deadline: float
 
@@ -93,7 +96,7 @@ class Requests:
         self._alarm_at = math.inf
 
     def begin(
-        self, waiter: Waiter, subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float
+        self, waiter: Waiter[Msg], subject: str, payload: bytes, headers: Mapping[str, str] | None, timeout_s: float
     ) -> str:
         """Send, and have ``waiter`` told of one answer, or why there is none: as `Connection.request` has it.
 

@@ -12,7 +12,7 @@ from nats.js.client import JetStreamContext
 
 from nex.errors import MessageError, NotFoundError, RefusedError, UnreachableError, UsageError
 from nex.testing.servers import config_server, public_server
-from nex.transport.connection import Connection
+from nex.transport.connection import Connection, Waiter
 from nex.transport.jetstream import JetStream, JetStreamError
 from nex.transport.keyvalue import Entry, KeyValue, ValueTooLarge
 from nex.transport.message import Msg
@@ -125,6 +125,10 @@ class _Counted(Connection):
     async def request(self, subject: str, *arguments: Any, **named: Any) -> Msg:
         self.asked.append(subject)
         return await super().request(subject, *arguments, **named)
+
+    def request_soon(self, waiter: Waiter[Msg], subject: str, *arguments: Any, **named: Any) -> None:
+        self.asked.append(subject)
+        super().request_soon(waiter, subject, *arguments, **named)
 
 
 async def test_a_stream_without_direct_gets_is_asked_for_one_only_once(connection: Connection) -> None:
