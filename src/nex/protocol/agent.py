@@ -20,6 +20,8 @@ Subjects (``<m>`` is a machine id; an agent's user may publish to its own ``host
 
 A reply to a call carries the function's own headers and payload; a call that failed is answered with the headers
 ``Nats-Service-Error`` (a safe text) and ``Nats-Service-Error-Code`` (a decimal status) and no payload.
+
+A machine that shares the host's kernel may have a stream of its own for host calls: then nothing is said on ``rpc``.
 """
 
 from __future__ import annotations
