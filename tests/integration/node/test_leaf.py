@@ -37,6 +37,26 @@ async def test_triggers_go_straight_to_the_agent(
     assert any(getattr(record, "action", "") == "leafnode_up" for record in caplog.records)
 
 
+async def test_an_answer_as_large_as_a_message_comes_and_a_larger_one_disturbs_nobody(
+    start: Start, server: NatsServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Payload and headers count; the public system would end the link by which more came than it takes."""
+    caplog.set_level("INFO", "nex.node.leaf")
+    source = b"(s, p, {headers}) => new Reply(new Uint8Array(+headers.Size), {X: 'x'.repeat(+headers.Head)})"
+    async with start(**{"leafnode.urls": [server.leaf_url]}) as driven:
+        await driven.deploy(await driven.request(source))
+        await driven.deploy(await driven.request(b"(s, p) => s", name="other", trigger_subjects=("fn.other",)))
+        most = driven.client.max_payload - 16 * 1024
+        for size, head, fits in ((most, 16_000, True), (most, 20_000, False), (most - 30_000, 60_000, False)) * 2:
+            answer = await driven.call("fn.echo", headers={"Size": str(size), "Head": str(head)})
+            headers = answer.headers or {}
+            assert (len(answer.data), len(headers.get("X", ""))) == ((size, head) if fits else (0, 0))
+            assert fits or "larger than" in headers[ERROR_HEADER]
+            assert (await driven.call("fn.other")).data == b'"fn.other"'
+
+    assert [getattr(record, "action", "") for record in caplog.records].count("leafnode_up") == 1
+
+
 async def test_a_system_that_takes_no_leaf_nodes_is_bridged(
     start: Start, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
