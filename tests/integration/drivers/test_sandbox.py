@@ -29,8 +29,10 @@ from nex.errors import MachineError
 from nex.images.image import Image
 from nex.images.packages import remedy
 from nex.processes import Child, LineReader, children_of
+from nex.protocol.hostcalls import Answer, KvGet, pack, read_call, unpack
 from nex.testing.plane import Plane
 from nex.testing.processes import ended, is_alive
+from nex.transport.callstream import CallStream
 
 NODE = Path(__file__).parent / "programs" / "sandbox_node.py"
 
@@ -61,6 +63,23 @@ async def test_functions_run_in_sandboxes(sandboxes: SandboxDriver, node: Plane,
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give machines users of their own")
+async def test_host_calls_come_over_a_stream_of_the_sandboxs_own(sandboxes: SandboxDriver, node: Plane) -> None:
+    def take(number: int, payload: bytes) -> None:
+        assert read_call(unpack(payload)[0]) == KvGet(key="key")
+        stream.send(number, pack(Answer(value={"revision": 1}).encode(), b"\x00\xff"))
+
+    over: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+    machine = await ready_machine(sandboxes, node, "m1")
+    assert machine.calls is not None
+    stream = await CallStream.open(machine.calls, take, over.set_result)
+    script = b"(subject, payload) => [...hostServices.kv.get('key')]"
+    reply = await node.start("m1", "v8", script, triggers=("t",), calls=True)
+    assert reply.error is None, reply.error
+    assert (await node.call("m1")).data == b"[0,255]"
+    await machine.destroy()
+    assert await over == "", "nobody else has the other end"
+
+
 async def test_each_machine_has_a_user_of_its_own(sandboxes: SandboxDriver, node: Plane) -> None:
     machines = [await ready_machine(sandboxes, node, f"m{n}") for n in range(2)]
     users = set()
