@@ -16,8 +16,8 @@ _START_SECTION = 8
 _PAGE_BYTES = 65536
 # One instance at a time, in address space that is reserved once: a slot takes whatever an instance may be, so it does
 # not depend on the workload's limits, and there is no module that could run and does not fit. After a run, the
-# beginning of its memory is zeroed: a stack of 64 KiB and what a small program has behind it. What it has touched of
-# the rest is given back to the kernel, which costs more than all else in a short run.
+# beginning of its memory is zeroed: a stack of 64 KiB and what a small program has behind it; so are 2048 elements of
+# each table. What it has touched of the rest is given back to the kernel: more work than all else in a short run.
 _POOL = {
     "total_core_instances": 1,
     "max_core_instance_size": 1 << 30,  # a bound only
@@ -25,6 +25,7 @@ _POOL = {
     "max_memories_per_module": 1,
     "max_memory_size": 1 << 32,
     "linear_memory_keep_resident": 96 << 10,
+    "table_keep_resident": 16 << 10,
     "total_tables": TABLES,
     "max_tables_per_module": TABLES,
     "table_elements": TABLE_ELEMENTS,

@@ -338,11 +338,14 @@ async def test_nothing_of_a_run_is_left_for_the_next(run: Runner) -> None:
           (i32.store (local.get $at) (i32.const -1))
           (local.set $at (i32.add (local.get $at) (i32.const 4096)))
           (br_if $next (i32.lt_u (local.get $at) (i32.const 13107200))))
-        (i32.or (global.get $g) (i32.eqz (ref.is_null (table.get $t (i32.const 39999))))))
+        (i32.or
+          (i32.or (global.get $g) (i32.eqz (ref.is_null (table.get $t (i32.const 1)))))
+          (i32.eqz (ref.is_null (table.get $t (i32.const 39999))))))
       (func (export "_start")
         (drop (memory.grow (i32.const 180)))
         (if (call $dirty) (then (i32.store (i32.const 16) (i32.const 0x21212121))))
-        (global.set $g (i32.const 1)) (table.set $t (i32.const 39999) (ref.func $f))
+        (global.set $g (i32.const 1))
+        (table.set $t (i32.const 1) (ref.func $f)) (table.set $t (i32.const 39999) (ref.func $f))
         (i32.store (i32.const 0) (i32.const 16)) (i32.store (i32.const 4) (i32.const 5))
         (drop (call $write (i32.const 1) (i32.const 0) (i32.const 1) (i32.const 8)))
         (i32.store (i32.const 16) (i32.const 0))))"""
