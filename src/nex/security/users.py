@@ -6,6 +6,7 @@ machine the same rights: those of `trigger_permissions`.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -70,7 +71,9 @@ class UserSigner:
         rights = {**trigger_permissions(subscriptions, denied), "allowed_connection_types": ["STANDARD"]}
         if self.account != self._key.public:
             rights["issuer_account"] = self.account
-        return sign_user(self._key, f"nex-{machine_id}", rights, expires=int(time.time() + life_s) if life_s else 0)
+        return sign_user(
+            self._key, f"nex-{machine_id}", rights, expires=math.ceil(time.time() + life_s) if life_s else 0
+        )
 
     def __repr__(self) -> str:
         return f"UserSigner({self.account})"

@@ -113,9 +113,9 @@ async def test_no_call_is_lost_while_one_user_follows_another(
     node: Plane, machine: ProcessMachine, public: Public
 ) -> None:
     assert machine.pid
-    await start(node, public.user(life_s=4))
+    await start(node, public.user(life_s=6))
     loop = asyncio.get_running_loop()
-    first_ends = loop.time() + 4.5
+    first_ends = loop.time() + 7.5
     answered = 0
 
     async def ask() -> None:

@@ -90,12 +90,12 @@ async def test_triggers_go_straight_to_the_agent(
 async def test_users_are_renewed_while_calls_come(
     start: Start, flags: dict[str, object], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(users, "_LIFE_S", 4.0)
+    monkeypatch.setattr(users, "_LIFE_S", 8.0)  # and no less: for a second of a half, two connections hear
     async with start(**flags) as driven:
         await driven.deploy(await driven.request(SLOW, type="v8"))
         (machine,) = (await driven.info()).machines
         loop = asyncio.get_running_loop()
-        end = loop.time() + 9
+        end = loop.time() + 13
 
         async def ask(number: int) -> int:
             answered = 0

@@ -143,7 +143,7 @@ async def test_it_takes_no_more_subscriptions_than_it_needs(system: System) -> N
 
 
 async def test_the_server_ends_a_user_whose_time_is_over(system: System) -> None:
-    function = await system.connect(system.users.user("m1", QUEUED, life_s=1.5))
+    function = await system.connect(system.users.user("m1", QUEUED, life_s=0.5))
     async with asyncio.timeout(10):
         await function.wait_closed()
     with pytest.raises(RefusedError):
