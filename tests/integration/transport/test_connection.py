@@ -262,7 +262,7 @@ async def test_drain_of_the_connection_sends_answers_and_closes(options: Connect
         await answering.subscribe("q", answer)
         async with asyncio.TaskGroup() as group:
             asked = group.create_task(asker.request("q"))
-            await asker.flush()
+            await group.create_task(asker.flush())  # begins when the request has
             group.create_task(answering.drain())
         assert asked.result().data == b"late"
         await answering.wait_closed()
