@@ -26,7 +26,9 @@ class RealSystem:
 
     async def remove(self, kind: Kind, bucket: str) -> None:
         prefix, subject = {"kv": ("KV", "$KV"), "objectstore": ("OBJ", "$O")}[kind]
-        await JetStream(self.connection).call(f"STREAM.DELETE.{prefix}_{bucket}")
+        # A server that is busy removes the files late, and a new stream of that name may find them: let them be empty.
+        for verb in ("PURGE", "DELETE"):
+            await JetStream(self.connection).call(f"STREAM.{verb}.{prefix}_{bucket}")
         with contextlib.suppress(UnreachableError):  # the server answers before the stream has stopped to listen
             while True:
                 await self.connection.request(f"{subject}.{bucket}.M.gone")
