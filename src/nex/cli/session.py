@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -28,6 +29,7 @@ _FIELDS = {
     "password": "password",
     "jsdomain": "domain",
 }
+_FILES = ("creds", "nkey", "tlscert", "tlskey", "tlsca")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +108,11 @@ def teller(out: Output) -> Callable[[str], None]:
 
 
 def tool_flags(options: Options) -> str:
-    """The flags, with a blank before, by which `nats` and `nex` reach the same system; never a secret."""
+    """The flags, with a blank before, by which `nats` and `nex` reach the same system. They name files, never secrets."""
     if options.context:
         return f" --context {options.context}"
     plain = options.servers != (DEFAULT_SERVER,) and not any("@" in server for server in options.servers)
-    return f" -s {','.join(options.servers)}" if plain else ""
+    given = [("-s", ",".join(options.servers))] if plain else []
+    given += [(f"--{name}", str(file)) for name in _FILES if (file := getattr(options, name)) is not None]
+    first = " --tlsfirst" if options.tlsfirst else ""
+    return "".join(f" {flag} {shlex.quote(value)}" for flag, value in given) + first

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from nex.cli.options import Options
 from nex.cli.session import tool_flags
 from nex.cli.workload import describe, summary
@@ -39,4 +41,9 @@ def test_what_is_told_holds_no_secret() -> None:
 def test_flags_for_other_tools_carry_no_credentials() -> None:
     assert tool_flags(Options()) == ""
     assert tool_flags(Options(context="lab")) == " --context lab"
-    assert tool_flags(Options(servers=("nats://user:s3cret@h:1",))) == ""
+    assert tool_flags(Options(servers=("nats://user:s3cret@h:1",), user="ada", password="s3cret", token="s3cret")) == ""
+
+
+def test_flags_for_other_tools_name_the_files_that_were_given() -> None:
+    options = Options(servers=("tls://h:1",), creds=Path("my node.creds"), tlsca=Path("ca.pem"), tlsfirst=True)
+    assert tool_flags(options) == " -s tls://h:1 --creds 'my node.creds' --tlsca ca.pem --tlsfirst"
