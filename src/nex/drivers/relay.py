@@ -1,13 +1,15 @@
 """The host's end of a machine's streams: the hello goes in, and after the knock the node's private server is joined on.
 
-Bytes are passed on as they come, unread. When one side does not take them, the other is not read. When either side
-ends, what was read of it is still delivered, then both are closed: a stream is joined once.
+Bytes are passed on as they come. When one side does not take them, the other is not read. When either side ends, what
+was read of it is still delivered, then both are closed: a stream is joined once. Where it is joined to another server
+than the private one, the machine must not say who it is: a server takes another CONNECT, of any user it knows.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 from collections.abc import Awaitable, Callable
 from typing import cast
@@ -17,6 +19,10 @@ from nex.errors import MachineError, NexError
 from nex.protocol.channel import KNOCK, frame_hello
 
 __all__ = ["Relay"]
+
+_SAID = re.compile(rb"(?:H?PUB(?: ++\S++){1,3} ++(\d{1,9})|SUB(?: ++\S++){2,3}|UNSUB(?: ++\S++){1,2}|PING|PONG) *+\r\n")
+"""What a NATS client says that has said who it is; the number is of the bytes that follow, without their line end."""
+_LINE_BYTES = 8192
 
 
 class Relay:
@@ -139,6 +145,23 @@ class _End(asyncio.Protocol):
             self.lost.set_result(None)
 
 
+class _Words:
+    """Follows what a machine says to a NATS server."""
+
+    def __init__(self) -> None:
+        self._line = b""  # the beginning of one
+        self._payload = 0  # so many bytes of one are to come
+
+    def are_fine(self, data: bytes) -> bool:
+        """Whether the next of it is what a client says that is connected; no matter how it is cut."""
+        data = self._line + data
+        at, end = self._payload, len(data)
+        while at < end and (said := _SAID.match(data, at)) is not None:
+            at = said.end() + (int(said[1]) + 2 if said[1] else 0)
+        self._payload, self._line = max(at - end, 0), data[at:]
+        return len(self._line) <= _LINE_BYTES and b"\n" not in self._line
+
+
 class _Join:
     """One stream: the machine's end, and the server's once the machine has knocked."""
 
@@ -146,6 +169,8 @@ class _Join:
         self._relay = relay
         self._machine = _End(self._on_knock)
         self._server = _End(self._to_machine)
+        self._words: _Words | None = None
+        self._is_broken = False
         self._knock: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def run(
@@ -175,6 +200,7 @@ class _Join:
         self._machine.other, self._server.other = self._server, self._machine
         self._machine.take = self._to_server
         if first:
+            self._words = _Words()
             self._to_machine(first)
             self._server.listen(True)
         if early:
@@ -183,6 +209,8 @@ class _Join:
             self._server.close()
         self._machine.listen(True)
         await self.wait_closed()
+        if self._is_broken:
+            raise MachineError("the machine said to the public system what is not for it to say")
 
     def _on_knock(self, data: bytes) -> None:
         if self._knock.done():  # more than the knock, before the server was there to take it
@@ -196,7 +224,11 @@ class _Join:
 
     def _to_server(self, data: bytes) -> None:
         self._relay.received_bytes += len(data)
-        self._server.send(data)
+        if self._words is None or self._words.are_fine(data):
+            self._server.send(data)
+        else:
+            self._is_broken = True
+            self.abort()
 
     def _to_machine(self, data: bytes) -> None:
         self._relay.sent_bytes += len(data)

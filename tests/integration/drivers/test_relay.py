@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import socket
 from collections.abc import AsyncGenerator
 
@@ -12,8 +14,14 @@ import pytest_asyncio
 from nex.drivers.relay import Relay
 from nex.errors import MachineError, RefusedError
 from nex.protocol.channel import KNOCK, LENGTH_BYTES, hello_length
+from nex.security.users import UserSigner, sign_user
 from nex.tasks import TaskOwner
+from nex.testing.operators import OperatorSystem
+from nex.transport.dial import dial
+from nex.transport.options import ConnectOptions
+from nex.transport.server import NatsServer
 
+Joined = tuple[socket.socket, "asyncio.Task[None]"]
 _MEBIBYTE = 1 << 20
 
 
@@ -98,6 +106,80 @@ async def test_a_data_stream_that_cannot_be_joined_is_closed(streams: Streams) -
     with pytest.raises(MachineError, match="the public system cannot be reached: we are not wanted"):
         await serving
     assert await streams.receive(machine, 1) == b""
+
+
+async def joined_to_the_public_system(streams: Streams, server: NatsServer, user: tuple[str, str]) -> Joined:
+    """A machine on a real server, which knows it as ``user``; the INFO has been read."""
+    jwt, seed = user
+
+    async def dialed(protocol: asyncio.Protocol) -> bytes | None:
+        return await dial(ConnectOptions(servers=(server.client_url,), jwt=jwt, seed=seed), protocol)
+
+    streams.relay = Relay(streams.listener.getsockname()[:2], dialed)
+    machine, serving = streams.serve()
+    await streams.send(machine, KNOCK)
+    assert (await streams.receive(machine, 5)) == b"INFO "
+    return machine, serving
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+async def test_a_machine_that_is_joined_cannot_become_somebody_else(streams: Streams, size: int) -> None:
+    keys = OperatorSystem()
+    bearer, _ = sign_user(keys.account, "anybody", {"bearer_token": True})
+    said = json.dumps({"jwt": bearer, "verbose": False, "protocol": 1}).encode()
+    words = (
+        b"PING\r\nSUB a  1\r\nSUB a q 2\r\nUNSUB 2 \r\nPUB a  12\r\nCONNECT {}\r\n\r\nPUB a b 0\r\n\r\n"
+        b"HPUB a  12 14\r\nNATS/1.0\r\n\r\nhi\r\nPONG\r\n"
+        b"CONNECT " + said + b"\r\nSUB everything 3\r\nPUB everything 0\r\n\r\n"
+    )
+    async with keys.server() as server:
+        user = UserSigner(keys.signing, keys.account.public).user("m1", [("a", "")])
+        machine, serving = await joined_to_the_public_system(streams, server, user)
+        with contextlib.suppress(OSError):  # it may be over before all is said
+            for at in range(0, len(words), size):
+                await streams.send(machine, words[at : at + size])
+        with pytest.raises(MachineError, match="what is not for it to say"):
+            await serving
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        b"connect {}\r\n",
+        b"\r\nCONNECT {}\r\n",
+        b"PING\nCONNECT {}\r\n",
+        b"PUB a\t5\r\n",
+        b"PUB a -1\r\nCONNECT {}\r\n",
+        b"PUB a 5\rb 9\r\n",
+        b"PUB a 1 2 3 4 5\r\n",
+        b"PUB a " + b"x" * 8192,
+        b"INFO {}\r\n",
+        b"\xff\r\n",
+    ],
+)
+async def test_a_machine_that_is_joined_speaks_as_a_client(streams: Streams, words: bytes) -> None:
+    keys = OperatorSystem()
+    async with keys.server() as server:
+        machine, serving = await joined_to_the_public_system(streams, server, keys.user())
+        await streams.send(machine, b"PUB a 2\r\nhi\r\n" + words)
+        with pytest.raises(MachineError, match="what is not for it to say"):
+            await serving
+
+
+async def test_a_machine_that_is_joined_may_say_what_a_client_may(streams: Streams) -> None:
+    keys = OperatorSystem()
+    body = b"CONNECT {}\r\n" * 50_000
+    async with keys.server() as server:
+        machine, serving = await joined_to_the_public_system(streams, server, keys.user())
+        await streams.send(machine, b"SUB a  1\r\nPUB a  %d\r\n%s\r\nPING\r\n" % (len(body), body))
+        head = b"MSG a 1 %d\r\n" % len(body)
+        heard = b""
+        while not heard.endswith(b"\r\nPONG\r\n"):
+            heard += await streams.receive(machine, 1)
+            heard += await streams.loop.sock_recv(machine, 1 << 20)
+        assert head + body in heard
+        machine.close()
+        await serving
 
 
 @pytest_asyncio.fixture
