@@ -20,7 +20,7 @@ __all__ = ["dial"]
 _LINE_LIMIT_BYTES = 256 << 10
 _PORT = 4222
 _TOLD = ("server_id", "server_name", "version", "proto", "max_payload", "headers")
-"""What of a server's words is for whoever speaks to it: neither where it is, nor how one says who one is."""
+"""What of a server's first words is for whoever speaks to it: not how one says who one is."""
 
 
 async def dial(options: ConnectOptions, protocol: asyncio.Protocol) -> bytes:
@@ -59,7 +59,7 @@ async def _dial(server: str, options: ConnectOptions, tls: ssl.SSLContext | None
     transport, _ = await loop.create_connection(lambda: talk, host, url.port or _PORT, ssl=first)
     try:
         info = _info(await talk.line())
-        if first is None and _wants_tls(server, info, wanted=tls is not None):
+        if first is None and _wants_tls(server, info, talk.rest, wanted=tls is not None):
             context = tls or ssl.create_default_context()
             transport = cast("asyncio.Transport", await loop.start_tls(transport, talk, context, server_hostname=host))
         transport.write(_connect(options, str(info.get("nonce", ""))) + b"PING\r\n")
@@ -74,10 +74,14 @@ async def _dial(server: str, options: ConnectOptions, tls: ssl.SSLContext | None
     return b"INFO " + json.dumps(told, separators=(",", ":")).encode() + b"\r\n" + talk.rest
 
 
-def _wants_tls(server: str, info: dict[str, Any], *, wanted: bool) -> bool:
+def _wants_tls(server: str, info: dict[str, Any], rest: bytes, *, wanted: bool) -> bool:
     if wanted and not (info.get("tls_required") or info.get("tls_available")):
         raise UnreachableError(f"{server} offers no TLS, which was asked for")
-    return wanted or bool(info.get("tls_required"))
+    if not (wanted or info.get("tls_required")):
+        return False
+    if rest:  # of whoever is in between: it would be taken for what the server says later
+        raise UnreachableError(f"{server} says more than it may before TLS")
+    return True
 
 
 async def _taken(server: str, talk: _Talk) -> None:

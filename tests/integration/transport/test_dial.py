@@ -125,3 +125,15 @@ async def test_a_server_without_accounts_takes_anybody() -> None:
         assert heard.transport is not None
         heard.transport.close()
         await heard.ended
+
+
+async def test_what_is_said_before_tls_is_not_taken_for_the_servers_words(certificate: tuple[Path, Path]) -> None:
+    async def inject(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"tls_required":true,"nonce":"n"}\r\nPONG\r\nMSG a 1 6\r\nforged\r\n')
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(inject, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        with pytest.raises(UnreachableError, match="says more than it may before TLS"):
+            await dial(user(OperatorSystem(), f"nats://127.0.0.1:{port}", tls_ca=certificate[0]), Heard())
