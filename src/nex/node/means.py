@@ -57,9 +57,14 @@ class Means:
         """The shortest way to an agent that starts this now."""
         if not order.request.trigger_subjects or order.connections.triggers is not None:
             return Way.BRIDGE
-        if self.users is not None and self.users.is_up:
+        if self.users is not None and self.users.is_up and not self.is_crowded(order):
             return Way.USERS
         return Way.LEAF if self.leaf is not None and self.leaf.is_up else Way.BRIDGE
+
+    def is_crowded(self, order: Order) -> bool:
+        """Whether it could be a user of the public system, but for that it has more triggers than one may have."""
+        users = self.users if order.connections.triggers is None else None
+        return users is not None and users.is_up and not users.fits(_heard(order))
 
     @property
     def denied(self) -> tuple[str, ...]:
@@ -90,9 +95,8 @@ def start_request(
     data = public = None
     joined = False
     if way is not Way.BRIDGE:
-        queue = queue_group(order.namespace, order.name)
-        subscriptions = tuple(Subscription(trigger=t, subject=t, queue=queue) for t in triggers)
-        hears = [(trigger, queue) for trigger in triggers]
+        hears = _heard(order)
+        subscriptions = tuple(Subscription(trigger=t, subject=t, queue=queue) for t, queue in hears)
         if means.users is not None and way is Way.USERS:
             public = means.users.admit(link.id, hears)
             joined = public is None
@@ -114,3 +118,9 @@ def start_request(
         joined=joined,
         events=events(link.id, len(triggers), request.triggers),
     )
+
+
+def _heard(order: Order) -> list[tuple[str, str]]:
+    """Its triggers, each with the queue group of those that hear it."""
+    queue = queue_group(order.namespace, order.name)
+    return [(trigger, queue) for trigger in order.request.trigger_subjects]

@@ -16,6 +16,7 @@ from nex.errors import NexError, UnreachableError, UsageError
 from nex.node.agents import AgentLink
 from nex.node.config import WorkloadUsers
 from nex.protocol.agent import PublicUser
+from nex.protocol.ids import new_id
 from nex.security.keys import SigningKey, exposure, read_seed
 from nex.security.users import UserSigner
 from nex.telemetry.logs import Log
@@ -31,6 +32,9 @@ _LIFE_S = 3600.0
 that is away, and for a host whose clock is minutes off."""
 _TRIES = 60
 """How often in its life another is tried to be given to an agent that could not take it."""
+_JWT_BYTES = 3600
+"""How long a user's JWT may be, which is some 50 triggers: servers take no line of more than 4096 bytes unless they are
+told to, and a CONNECT says some more."""
 _TIMEOUT_S = 30.0
 _PATIENCE_S = 5.0
 _WATCH_EVERY_S = 60.0
@@ -92,6 +96,11 @@ class PublicUsers:
             tls_ca=str(ca.expanduser().absolute()) if ca is not None else "",
             tls_first=self._public.tls_first,
         )
+
+    def fits(self, subscriptions: Iterable[tuple[str, str]]) -> bool:
+        """Whether a server takes a user who may hear all these (subject, queue group)."""
+        jwt, _ = self._signer.user(new_id(), subscriptions, denied=self._denied, life_s=_LIFE_S)
+        return len(jwt) <= _JWT_BYTES
 
     def admit(self, machine_id: str, subscriptions: Collection[tuple[str, str]]) -> PublicUser | None:
         """Let a machine hear these (subject, queue group): as the user that is returned.

@@ -283,6 +283,9 @@ class Workload:
     async def _start_in(self, link: AgentLink, artifact: Artifact, access: Access) -> None:
         means = self._means
         way = means.way(self.order)
+        if way is not Way.USERS and means.is_crowded(self.order):
+            text = f"too many triggers for a user of the public system: they come by {way}"
+            _log.warn("users_crowded", text, workload=self.id)
         saving = self._tasks.start(self._save(), name="save")
         try:
             request = start_request(means, self.id, self.order, artifact, link, way)

@@ -258,6 +258,35 @@ async def test_a_key_that_is_taken_back_meanwhile_is_found_out_by_the_next_deplo
     assert {"users_down", "start_again"} <= actions(caplog)
 
 
+async def test_a_function_with_more_triggers_than_a_user_may_have_goes_another_way(
+    start: Start, flags: dict[str, object], caplog: pytest.LogCaptureFixture
+) -> None:
+    many = tuple(f"fn.echo.with-a-name-that-is-long.{number}" for number in range(200))
+    async with start(**flags) as driven:
+        await driven.deploy(await driven.request(b"(s, p) => s", trigger_subjects=many))
+
+        assert (await driven.call(many[-1])).data == f'"{many[-1]}"'.encode()
+
+    (warning,) = [record for record in caplog.records if getattr(record, "action", "") == "users_crowded"]
+    assert "they come by bridge" in warning.getMessage()
+    assert "start_again" not in actions(caplog)
+
+
+async def test_a_function_with_as_many_triggers_as_a_user_may_have(
+    options: ConnectOptions, seed_file: Path, keys: OperatorSystem, tmp_path: Path
+) -> None:
+    driver = ProcessDriver(DriverContext(tmp_path / "state"))
+    signs = await users.PublicUsers.of(WorkloadUsers(seed_file, keys.account.public), options, driver, denied=())
+    assert signs is not None
+    hears = [(f"a.trigger.{'x' * (1 + number % 7)}.{number}", "nex.default.echo") for number in range(256)]
+    most = max(count for count in range(257) if signs.fits(hears[:count]))
+    assert 30 < most < 256
+    user = signs.sign("m" * 20, hears[:most])
+    named = replace(options, creds=None, jwt=user.jwt, seed=user.seed, name="nex triggers of " + "m" * 40)
+    async with await Connection.open(named) as connection:
+        await connection.subscribe_direct(hears[most - 1][0], lambda _msg: None, queue="nex.default.echo")
+
+
 async def test_a_file_that_holds_no_such_seed_keeps_the_node_from_starting(
     start: Start, flags: dict[str, object], tmp_path: Path
 ) -> None:
