@@ -51,7 +51,6 @@ _STOP_SLACK_S = 15.0  # an emulated machine on a busy host takes some; the node 
 _USAGE_HOLDS_S = 1.0
 ENDED = pack(refusal("unavailable", "the workload has ended"))
 """The payload that answers a host call of a machine without a workload."""
-_TOO_MANY = pack(refusal("too_many", f"more than {_HOST_CALLS_PER_S} host calls in a second"))
 
 
 class Tenant(Protocol):
@@ -189,12 +188,12 @@ class AgentLink:
         if self._calls is None:
             return
         answer = partial(self._calls.send, number)
-        if self._tenant is None:
+        if not self._host_calls.take(1, asyncio.get_running_loop().time()):
+            self._calls.end(f"more than {_HOST_CALLS_PER_S} host calls in a second")
+        elif self._tenant is None:
             answer(ENDED)
-        elif self._host_calls.take(1, asyncio.get_running_loop().time()):
-            self._tenant.heard_host_call(self, payload, answer)
         else:
-            answer(_TOO_MANY)
+            self._tenant.heard_host_call(self, payload, answer)
 
     def _calls_ended(self, why: str) -> None:
         if why:
@@ -212,9 +211,10 @@ class AgentLink:
         """
         self._tenant = tenant
         self._artifact = artifact
-        if self.machine.calls is not None and self._calls is None:
+        if (stream := self.machine.calls) is not None:
+            self.machine.calls = None  # ours to close from now on
             try:
-                self._calls = await CallStream.open(self.machine.calls, self._heard_host_call, self._calls_ended)
+                self._calls = await CallStream.open(stream, self._heard_host_call, self._calls_ended)
             except OSError as error:
                 raise MachineError(f"the machine has ended: {error.strerror}") from error
             request = msgspec.structs.replace(request, calls=True)

@@ -67,13 +67,15 @@ class CallStream(asyncio.Protocol):
         while end - start >= _HEADER.size:
             size, number = _HEADER.unpack_from(data, start)
             if not _AFTER_SIZE <= size <= _MOST_BYTES:
-                self._break(f"a frame says that it has {size} bytes")
+                self.end(f"a frame says that it has {size} bytes")
                 return
             stop = start + _SIZE.size + size
             if stop > end:
                 self._missing = stop - end
                 break
             self._take(number, data[start + _HEADER.size : stop])
+            if self._why:
+                return
             start = stop
         if start < end:
             self._parts = [data[start:]]
@@ -84,7 +86,7 @@ class CallStream(asyncio.Protocol):
             return
         self._transport.write(_HEADER.pack(_AFTER_SIZE + len(payload), number) + payload)
         if self._transport.get_write_buffer_size() > _UNREAD_BYTES:
-            self._break("the other side does not read")
+            self.end("the other side does not read")
 
     def close(self) -> None:
         """End it; what has not been sent is not."""
@@ -94,6 +96,7 @@ class CallStream(asyncio.Protocol):
         """As the loop calls it."""
         self._on_end(self._why)
 
-    def _break(self, why: str) -> None:
+    def end(self, why: str) -> None:
+        """End it for what the other side did wrong."""
         self._why = why
         self._transport.abort()

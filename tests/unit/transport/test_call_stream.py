@@ -82,3 +82,16 @@ async def test_who_does_not_read_is_cut_off(ends: Ends, monkeypatch: pytest.Monk
             break
     assert await why == "the other side does not read"
     assert number < 20
+
+
+async def test_who_is_cut_off_is_not_heard_any_more(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, theirs, heard, why = ends
+
+    def take(number: int, payload: bytes) -> None:
+        heard.append((number, payload))
+        stream.end("enough")
+
+    monkeypatch.setattr(stream, "_take", take)
+    theirs.send(encode(1, b"one") + encode(2, b"two"))
+    assert await why == "enough"
+    assert heard == [(1, b"one")]
