@@ -132,6 +132,8 @@ class WasiFunctions:
                 memory = self._up_to(at + length)
             total += length
             vector += 8
+            if not length:  # there may be any number of these
+                continue
             if fd == _STDERR:
                 self._on_stderr(bytes(memory[at : at + min(length, _STDERR_BYTES)]))
                 continue

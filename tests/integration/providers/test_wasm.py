@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import select
 import signal
 import socket
@@ -18,6 +19,7 @@ from nex.protocol.agent import Limits
 from nex.providers import wasm_worker
 from nex.providers.base import Invocation
 from nex.providers.wasm import WasmProvider
+from nex.providers.wasm_streams import WasiFunctions
 from nex.testing.examples import build_examples
 from nex.testing.provider_contract import LogLines
 
@@ -115,6 +117,18 @@ async def test_addresses_are_checked(run: Runner, body: str, errno: int) -> None
     with_vector = f"(block (result i32) {outside} {body})"
     async with run(reporting(with_vector)) as call:
         assert (await call(b"x" * 2000)).payload == bytes([errno])
+
+
+def test_empty_pieces_of_output_take_no_room() -> None:
+    memory = memoryview(bytearray(65536))
+    streams = WasiFunctions(lambda: memory)
+    streams.load(0, lambda _text: pytest.fail("there is nothing to log"))
+    for file in (1, 2):
+        streams.begin((), (), b"")
+        streams.look()
+        arguments = (ctypes.c_uint64 * 8)(file, 0, 0, 0, 8000, 0, 64000, 0)
+        assert streams.functions["fd_write"][2](ctypes.addressof(arguments)) == 0
+        assert streams.output == []
 
 
 async def test_reading_ends(run: Runner) -> None:
