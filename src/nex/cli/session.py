@@ -108,7 +108,7 @@ def teller(out: Output) -> Callable[[str], None]:
 
 
 def tool_flags(options: Options) -> str:
-    """The flags, with a blank before, by which `nats` and `nex` reach the same system. They name files, never secrets."""
+    """The flags, with a blank before, by which `nats` and `nex` reach the same system: names of files, no secret."""
     if options.context:
         return f" --context {options.context}"
     plain = options.servers != (DEFAULT_SERVER,) and not any("@" in server for server in options.servers)
