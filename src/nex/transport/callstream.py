@@ -26,6 +26,7 @@ _SIZE: Final = struct.Struct("<I")
 _AFTER_SIZE: Final = _HEADER.size - _SIZE.size
 _MOST_BYTES: Final = 1 << 20  # a frame; heads of answers are the longest, with up to 512 KiB
 _UNREAD_BYTES: Final = 64 * PIECE_BYTES + (8 << 20)  # as many calls at once as there may be, and some more
+_FRAMES_A_TURN: Final = 64  # of the loop; whoever floods us holds others up for no longer
 
 
 class CallStream(asyncio.Protocol):
@@ -62,9 +63,15 @@ class CallStream(asyncio.Protocol):
                 return
             data = b"".join(self._parts)
             self._parts = []
+        self._take_some(data)
+
+    def _take_some(self, data: bytes) -> None:
+        """Take frames, but not more than one turn of the loop is for."""
         start, end = 0, len(data)
         self._missing = 1
-        while end - start >= _HEADER.size:
+        for _ in range(_FRAMES_A_TURN):
+            if end - start < _HEADER.size:
+                break
             size, number = _HEADER.unpack_from(data, start)
             if not _AFTER_SIZE <= size <= _MOST_BYTES:
                 self.end(f"a frame says that it has {size} bytes")
@@ -77,8 +84,18 @@ class CallStream(asyncio.Protocol):
             if self._why:
                 return
             start = stop
+        else:
+            if start < end:
+                self._transport.pause_reading()
+                asyncio.get_running_loop().call_soon(self._go_on, data[start:])
+                return
         if start < end:
             self._parts = [data[start:]]
+
+    def _go_on(self, data: bytes) -> None:
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+            self._take_some(data)
 
     def send(self, number: int, payload: bytes) -> None:
         """Send a frame, in this turn of the loop or when there is room; nothing if the stream has ended."""

@@ -95,3 +95,33 @@ async def test_who_is_cut_off_is_not_heard_any_more(ends: Ends, monkeypatch: pyt
     theirs.send(encode(1, b"one") + encode(2, b"two"))
     assert await why == "enough"
     assert heard == [(1, b"one")]
+
+
+async def test_whoever_sends_much_does_not_hold_up_others(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callstream, "_FRAMES_A_TURN", 10)
+    _, theirs, heard, why = ends
+    frames = [(number, b"%d" % number * (number % 3)) for number in range(1005)]
+    theirs.send(b"".join(encode(*frame) for frame in frames[:-1]) + encode(*frames[-1])[:-2])
+    most = before = 0
+    while len(heard) < len(frames) - 1:
+        await asyncio.sleep(0)
+        most, before = max(most, len(heard) - before), len(heard)
+    theirs.send(encode(*frames[-1])[-2:])
+    theirs.close()
+    assert await why == ""
+    assert heard == frames
+    assert 0 < most <= 10
+
+
+async def test_who_is_closed_meanwhile_hears_no_more(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(callstream, "_FRAMES_A_TURN", 1)
+    stream, theirs, heard, why = ends
+
+    def take(number: int, payload: bytes) -> None:
+        heard.append((number, payload))
+        stream.close()
+
+    monkeypatch.setattr(stream, "_take", take)
+    theirs.send(encode(1, b"one") + encode(2, b"two"))
+    assert await why == ""
+    assert heard == [(1, b"one")]
