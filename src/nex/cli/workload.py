@@ -221,7 +221,11 @@ def how_to_call(order: Order, options: Options) -> str:
     """The command that calls a function; nothing for a service, and for one that no subject calls."""
     if order.type not in FUNCTION_TYPES or not order.trigger_subjects:
         return ""
-    return f"nats{tool_flags(options)} req {shlex.quote(_literal(order.trigger_subjects[0]))} 'hello'"
+    flags = tool_flags(options)
+    if there := order.connections.triggers:
+        flags = tool_flags(Options(servers=tuple(there.nats_url.split(","))))
+        flags += " --creds FILE" if there.nats_user_jwt else ""
+    return f"nats{flags} req {shlex.quote(_literal(order.trigger_subjects[0]))} 'hello'"
 
 
 def _literal(pattern: str) -> str:

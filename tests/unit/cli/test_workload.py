@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 from nex.cli.options import Options
@@ -5,7 +6,7 @@ from nex.cli.session import tool_flags
 from nex.cli.workload import describe, summary
 from nex.client.bundle import Order
 from nex.client.rollout import Deployed, Target
-from nex.protocol.control import DeployReply
+from nex.protocol.control import Connections, DeployReply, NatsConnection
 from nex.protocol.location import Location
 
 
@@ -27,6 +28,15 @@ def test_a_function_is_told_with_how_to_call_and_stop_it() -> None:
     assert told["Call it"] == "nats -s nats://h:1 req a.anything.anything 'hello'"
     assert told["Stop it"] == "nex -s nats://h:1 --namespace team stop fn"
     assert told["Node"] == "fox NID"
+
+
+def test_a_function_with_triggers_elsewhere_is_called_there() -> None:
+    there = NatsConnection(nats_url="nats://a:1,nats://b:1", nats_user_jwt="j", nats_user_seed="s3cret")
+    elsewhere = deployed("v8", "a")
+    elsewhere = replace(elsewhere, order=replace(elsewhere.order, connections=Connections(triggers=there)))
+    told = dict(describe(elsewhere, Options(servers=("nats://h:1",), creds=Path("my.creds"))))
+    assert told["Call it"] == "nats -s nats://a:1,nats://b:1 --creds FILE req a 'hello'"
+    assert told["Stop it"] == "nex -s nats://h:1 --creds my.creds stop fn"
 
 
 def test_a_service_has_no_call() -> None:
