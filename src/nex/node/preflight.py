@@ -97,7 +97,10 @@ def _users(config: NodeConfig) -> Iterator[Item]:
     try:
         signer = read_signer(config.workload_users)
     except NexError as error:
-        yield Item(name, "broken" if path.exists() else "missing", str(error), f"correct {name}")
+        state = "broken" if path.exists() else "missing"
+        yield Item(
+            name, state, str(error), f"have {path} hold the seed (SA…) of a key of the account; chmod 600 {path}"
+        )
         return
     if warning := exposure(path):
         yield Item(name, "broken", warning, f"chmod 600 {path}", needed=False)

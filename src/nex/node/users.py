@@ -39,8 +39,8 @@ _TIMEOUT_S = 30.0
 _PATIENCE_S = 5.0
 _WATCH_EVERY_S = 60.0
 _REMEDY = (
-    "check that workload_users.signing_seed_file holds a key of workload_users.account, with no role of its own, "
-    "and that the public system knows that account"
+    "check that workload_users.account is the account for which the key in workload_users.signing_seed_file signs, "
+    "that the key has no role of its own, and that the public system knows both"
 )
 
 
@@ -169,24 +169,29 @@ class PublicUsers:
             async with await Connection.open(probe):
                 self.is_up = True
         except UnreachableError as error:
-            self._say(f"the public system cannot be asked: {error}")
+            self._say(f"the public system cannot be asked whether it takes {self._whom}: {error}")
         except NexError as error:
             self.is_up = False
-            self._say(str(error))
+            self._say(
+                f"the public system does not take {self._whom}; triggers come by leaf node or bridge meanwhile: {error}"
+            )
         else:
             self._say("")
         return self.is_up
+
+    @property
+    def _whom(self) -> str:
+        return f"users that are signed here for account {self._signer.account}"
 
     def _say(self, trouble: str) -> None:
         """Tell the log, if it is news."""
         if trouble == self._said:
             return
         self._said = trouble
-        account = self._signer.account
         if trouble:
-            text = f"the public system does not take users that are signed here for account {account}: {trouble}"
-            _log.warn("users_down", text, remedy=_REMEDY)
+            _log.warn("users_down", trouble, remedy=_REMEDY)
         else:
+            account = self._signer.account
             text = f"functions hear their triggers on the public system itself, as users of account {account}"
             _log.info("users_up", text)
 
