@@ -250,7 +250,7 @@ async def test_a_key_that_is_taken_back_meanwhile_is_found_out_by_the_next_deplo
     start: Start, flags: dict[str, object], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with start(**flags) as driven:
-        monkeypatch.setattr(users, "_LIFE_S", -1.0)  # as good as taken back: no server takes them
+        monkeypatch.setattr(users, "_LIFE_S", -5.0)  # as good as taken back: no server takes them
         await driven.deploy(await driven.request(b"(s, p) => s"))
 
         assert (await driven.call("fn.echo")).data == b'"fn.echo"'
