@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,14 @@ from providers.conftest import obedient_service
 from providers.test_wasm_host import EXAMPLES, PATTERN, built, obedient_host_function
 
 from nex.images.image import Image
+from nex.processes import children_of
+from nex.testing.examples import build_examples
 
 from .conftest import Driven, Start
 
 __all__ = ["obedient_host_function", "obedient_service"]
+
+READS = b"""async (subject) => String(await this.hostServices.kv.get("x").catch(String))"""
 
 
 @pytest.fixture
@@ -80,3 +86,45 @@ async def test_a_service_asks_in_every_kind_of_machine(
             if method == "GET":
                 await driven.heard.wait_line("hello" if target == "/kv/a" else "an object")
             driven.heard.lines.clear()
+
+
+@pytest.mark.parametrize("driver", ["process", "sandbox"])
+async def test_what_a_workload_runs_has_no_socket_of_its_agent(
+    start: Start, driver: str, obedient_service: Path, guest_image: Image
+) -> None:
+    async with start(driver=driver, default_resource_dir=guest_image.folder.parent) as driven:
+        await driven.deploy(await driven.request(READS, name="js"))
+        await driven.deploy(await driven.request(build_examples().wasm.read_bytes(), name="wasm", type="wasm"))
+        for name in ("js", "wasm"):
+            await driven.call(f"fn.{name}")
+        await driven.service(obedient_service.read_bytes(), "service", argv=("wait",))
+
+        programs = set()
+        for agent in (pid for pid in below(os.getpid()) if b"nex.agent" in said(pid)):
+            assert sockets(agent)
+            for pid in below(agent):
+                assert not sockets(agent) & sockets(pid)
+                programs.add(said(pid).partition(b"\0")[0].rpartition(b"/")[2])
+
+    assert len(programs) == 3
+    assert b"deno" in programs
+
+
+def below(pid: int) -> list[int]:
+    """All processes below one."""
+    found = children_of(pid)
+    return found + [one for child in found for one in below(child)]
+
+
+def said(pid: int) -> bytes:
+    """How it was started."""
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
+
+
+def sockets(pid: int) -> set[str]:
+    """Those that a process has."""
+    links = set()
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.add(str(link.readlink()))
+    return {link for link in links if link.startswith("socket:")}
