@@ -43,11 +43,15 @@ async def _soak(host: Platform, kind: str, subject: str, seconds: float) -> dict
         "lost": settled.lost + sample.lost,
         "wrong": settled.wrong + sample.wrong,
         "p99_us": round(sample.p99_us),
-        "node_mib_before": round(before, 1),
-        "node_mib_after": round(after, 1),
-        "grown_mib": round(after - before, 1),
+        "node_mib_before": round(sum(before.values()), 1),
+        "node_mib_after": round(sum(after.values()), 1),
+        "grown_mib": {role: round(after[role] - before.get(role, 0), 1) for role in after},
     }
 
 
-def _memory(host: Platform) -> float:
-    return sum(pss_mib(process.pid) for process in roles(host.node.pid))
+def _memory(host: Platform) -> dict[str, float]:
+    """Of the node's processes, in MiB by role."""
+    memory: dict[str, float] = {}
+    for process in roles(host.node.pid):
+        memory[process.role] = memory.get(process.role, 0) + pss_mib(process.pid)
+    return memory
