@@ -11,12 +11,13 @@ import asyncio
 import os
 import re
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import cast
 
 from nex.drivers.base import Dial
 from nex.errors import MachineError, NexError
 from nex.protocol.channel import KNOCK, frame_hello
+from nex.tasks import TaskOwner
 
 __all__ = ["Relay"]
 
@@ -174,7 +175,7 @@ class _Join:
         self._knock: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
     async def run(
-        self, sock: socket.socket, connect: Callable[[asyncio.Protocol], Awaitable[bytes]], greeting: bytes
+        self, sock: socket.socket, connect: Callable[[asyncio.Protocol], Coroutine[None, None, bytes]], greeting: bytes
     ) -> None:
         loop = asyncio.get_running_loop()
         try:
@@ -192,11 +193,13 @@ class _Join:
             return
         early = self._knock.result()
         try:
-            first = await connect(self._server)
+            first = await self._unless_lost(connect(self._server))
         except MachineError:
             raise
         except NexError as error:
             raise MachineError(f"the public system cannot be reached: {error}") from error
+        if first is None:
+            return
         self._machine.other, self._server.other = self._server, self._machine
         self._machine.take = self._to_server
         if first:
@@ -211,6 +214,16 @@ class _Join:
         await self.wait_closed()
         if self._is_broken:
             raise MachineError("the machine said to the public system what is not for it to say")
+
+    async def _unless_lost(self, connecting: Coroutine[None, None, bytes]) -> bytes | None:
+        """What the server says first, or None: the stream has been ended, and nobody waits for a server any more."""
+        owner = TaskOwner("drivers.relay", lambda _name, _error: None)  # the result is looked at below
+        connected = owner.start(connecting, name="connect")
+        try:
+            await asyncio.wait((connected, self._machine.lost), return_when=asyncio.FIRST_COMPLETED)
+            return connected.result() if connected.done() else None
+        finally:
+            await owner.aclose()
 
     def _on_knock(self, data: bytes) -> None:
         if self._knock.done():  # more than the knock, before the server was there to take it

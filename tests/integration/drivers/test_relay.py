@@ -108,6 +108,24 @@ async def test_a_data_stream_that_cannot_be_joined_is_closed(streams: Streams) -
     assert await streams.receive(machine, 1) == b""
 
 
+async def test_who_is_ended_waits_for_no_server(streams: Streams) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        jwt, seed = OperatorSystem().user()
+        options = ConnectOptions(
+            servers=(f"nats://127.0.0.1:{mute.getsockname()[1]}",), jwt=jwt, seed=seed, timeout_s=60
+        )
+        streams.relay = Relay(streams.listener.getsockname()[:2], lambda protocol: dial(options, protocol))
+        machine, serving = streams.serve()
+        await streams.send(machine, KNOCK)
+        mute.setblocking(False)
+        server, _ = await streams.loop.sock_accept(mute)
+        streams.sockets.append(server)
+
+        await streams.relay.aclose()
+        await asyncio.wait_for(serving, 5)
+        assert await streams.receive(server, 1) == b""
+
+
 async def joined_to_the_public_system(streams: Streams, server: NatsServer, user: tuple[str, str]) -> Joined:
     """A machine on a real server, which knows it as ``user``; the INFO has been read."""
     jwt, seed = user
