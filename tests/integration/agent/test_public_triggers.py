@@ -151,7 +151,7 @@ async def test_a_user_that_is_refused_changes_nothing(node: Plane, machine: Proc
 
 async def test_a_start_with_such_a_user_is_refused(node: Plane, machine: ProcessMachine, public: Public) -> None:
     assert machine.pid
-    reply = await start(node, public.user(life_s=-1))
+    reply = await start(node, public.user(life_s=-5))
     assert reply.error
     assert "refused our credentials" in reply.error
 

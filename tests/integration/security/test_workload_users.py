@@ -147,7 +147,7 @@ async def test_the_server_ends_a_user_whose_time_is_over(system: System) -> None
     async with asyncio.timeout(10):
         await function.wait_closed()
     with pytest.raises(RefusedError):
-        await system.connect(system.users.user("m1", QUEUED, life_s=-1))
+        await system.connect(system.users.user("m1", QUEUED, life_s=-5))
 
 
 @pytest.mark.parametrize(
