@@ -63,7 +63,7 @@ async def _dial(server: str, options: ConnectOptions, tls: ssl.SSLContext | None
             context = tls or ssl.create_default_context()
             transport = cast("asyncio.Transport", await loop.start_tls(transport, talk, context, server_hostname=host))
         transport.write(_connect(options, str(info.get("nonce", ""))) + b"PING\r\n")
-        await _taken(server, talk)
+        await _taken(server, talk, transport)
     except BaseException:
         transport.abort()
         raise
@@ -84,12 +84,14 @@ def _wants_tls(server: str, info: dict[str, Any], rest: bytes, *, wanted: bool) 
     return True
 
 
-async def _taken(server: str, talk: _Talk) -> None:
+async def _taken(server: str, talk: _Talk, transport: asyncio.Transport) -> None:
     """Wait until the server has said that it takes us."""
     while (line := await talk.line()) != b"PONG":
         if line.startswith(b"-ERR"):
             said = line.decode("utf-8", "replace").removeprefix("-ERR").strip(" '").lower()
             raise RefusedError(f"{server} refused our credentials ({said})")
+    if transport.is_closing():  # whoever speaks on it next would perhaps not be told
+        raise UnreachableError(f"{server} closed the connection")
 
 
 def _info(line: bytes) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,22 @@ async def test_what_is_said_before_tls_is_not_taken_for_the_servers_words(certif
         port = listening.sockets[0].getsockname()[1]
         with pytest.raises(UnreachableError, match="says more than it may before TLS"):
             await dial(user(OperatorSystem(), f"nats://127.0.0.1:{port}", tls_ca=certificate[0]), Heard())
+
+
+async def test_a_server_that_takes_us_and_goes() -> None:
+    """Either is told of it: whoever dials, or whoever was connected."""
+
+    async def goes(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'INFO {"nonce":"0"}\r\n')
+        await reader.readuntil(b"PING\r\n")
+        writer.write(b"PONG\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(goes, "127.0.0.1") as server, asyncio.timeout(10):
+        heard = Heard()
+        port = server.sockets[0].getsockname()[1]
+        with contextlib.suppress(UnreachableError):
+            await dial(user(OperatorSystem(), f"nats://127.0.0.1:{port}"), heard)
+            assert heard.transport is not None
+            heard.transport.resume_reading()
+            await heard.ended
