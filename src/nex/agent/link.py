@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from nex.agent.greeting import read_line
@@ -59,11 +60,14 @@ async def connect_joined(stream: Callable[[], Awaitable[int]], machine_id: str, 
     async def opened() -> int:
         return fd
 
+    reader = ThreadPoolExecutor(1)  # it leaves no thread: workers may be forked from this process
     try:
-        info = await asyncio.to_thread(read_line, fd)
+        info = await asyncio.get_running_loop().run_in_executor(reader, read_line, fd)
     except BaseException:
         os.close(fd)
         raise
+    finally:
+        reader.shutdown(wait=False)
     options = ConnectOptions(
         servers=("nats://public",),
         name=name,
